@@ -1,0 +1,1 @@
+"""Experiments, one file each; `bases/` holds what they are composed of."""

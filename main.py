@@ -1,0 +1,73 @@
+"""score_sde: train, sample and evaluate diffusion models from a config file.
+
+    python main.py --config=FILE[:ARGUMENT] --workdir=DIR [--mode=MODE] [--config.SECTION.KEY=VALUE ...]
+
+Exit status: 0 done; 1 training diverged; 2 bad input, nothing changed; 75 stopped by SIGTERM or Ctrl-C with
+everything saved: the same command goes on from there.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from score_sde.distributed import environment
+
+environment.prepare()  # before anything imports jax
+
+from score_sde import build, experiment  # noqa: E402
+from score_sde.errors import UserError, check_name  # noqa: E402
+from score_sde.training.interrupt import EXIT_STATUS, Interrupted, StopRequest  # noqa: E402
+from score_sde.training.loop import NonFiniteLoss  # noqa: E402
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(message)
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The flags, and the overrides as dotted key to text."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="a config file, see configs/")
+    parser.add_argument("--workdir", metavar="DIR", help="where everything of this run is kept")
+    parser.add_argument("--mode", default="all", help=f"one of {', '.join(experiment.MODES)} (default: all)")
+    flags, rest = parser.parse_known_args(arguments)
+    overrides: dict[str, str] = {}
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if not flag.startswith("--config."):
+            raise UserError(f"unknown flag {flag}; valid: --config, --workdir, --mode, --config.SECTION.KEY=VALUE")
+        if not equals:
+            if not rest:
+                raise UserError(f"{flag} needs a value")
+            value = rest.pop(0)
+        overrides[flag.removeprefix("--config.")] = value
+    check_name("mode", flags.mode, experiment.MODES)
+    for name in ("config", "workdir"):
+        if not getattr(flags, name):
+            raise UserError(f"--{name} is missing; see python main.py --help")
+    return flags, overrides
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one mode; the exit status."""
+    with StopRequest() as stop:
+        try:
+            flags, overrides = parse(arguments)
+            command = shlex.join(["python", "main.py", *arguments])
+            built = build.build(build.load_config(flags.config), overrides, Path(flags.workdir), command)
+            experiment.run(flags.mode, built, stop)
+        except UserError as error:
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            return 2
+        except Interrupted:
+            return EXIT_STATUS
+        except NonFiniteLoss as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

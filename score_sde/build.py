@@ -1,0 +1,201 @@
+"""Config to objects: the only place that reads a ConfigDict.
+
+A config file sets what its experiment is about; each section's defaults and types are those of the dataclass that
+it configures, in the tables below. Overrides from the command line come last. Everything is checked here, before
+anything is compiled, and all problems are named at once.
+"""
+
+import difflib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from score_sde import schema
+from score_sde.data import SOURCES
+from score_sde.denoiser import Parameterisation
+from score_sde.distributed.mesh import MeshSettings, check_batch_size
+from score_sde.errors import UserError, closest
+from score_sde.experiment.base import Evaluation, Experiment, Likelihood, Sampling
+from score_sde.experiment.workdir import Workdir
+from score_sde.losses import Objective
+from score_sde.models import NETWORKS, Network
+from score_sde.samplers import SOLVERS, Sampler
+from score_sde.schema import Text
+from score_sde.sde import PROCESSES
+from score_sde.training.loop import Training
+from score_sde.training.optimiser import Optimiser
+
+# Sections that are one dataclass, and sections whose key chooses a row of a table.
+SETTINGS: dict[str, type] = {
+    "parameterisation": Parameterisation,
+    "objective": Objective,
+    "optimiser": Optimiser,
+    "training": Training,
+    "sampling": Sampling,
+    "likelihood": Likelihood,
+    "evaluation": Evaluation,
+    "mesh": MeshSettings,
+}
+TABLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "data": ("source", SOURCES),
+    "sde": ("name", PROCESSES),
+    "model": ("name", NETWORKS),
+}
+SECTIONS = ("seed", "samplers", *SETTINGS, *TABLES)
+SAMPLER_KEYS = ("grid", "steps", "last")
+
+
+def load_config(argument: str) -> ml_collections.ConfigDict:
+    """The ConfigDict that `FILE` or `FILE:argument` makes. Raises UserError where it makes none."""
+    name, _, variant = argument.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(path), [str(file) for file in path.parent.glob("*.py")], n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--config={argument}: there is no file {path}{hint}")
+    spec = importlib.util.spec_from_file_location("score_sde_config", path)
+    assert spec is not None and spec.loader is not None  # the path is a Python file
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(variant) if variant else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's file may raise
+        raise UserError(f"--config={argument}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"--config={argument}: get_config() must return a ConfigDict, not {type(config).__name__}")
+    return config
+
+
+def build(config: ml_collections.ConfigDict, overrides: dict[str, str], workdir: Path, command: str) -> Experiment:
+    """The experiment. overrides: dotted key to text. Raises UserError that names every problem."""
+    problems: list[str] = []
+    raw = _merged(config.to_dict(), overrides, problems)
+    objects: dict[str, Any] = {name: schema.build(cls, raw[name], name, problems) for name, cls in SETTINGS.items()}
+    objects |= {name: _row(name, raw[name], problems) for name in TABLES}
+    resolved = {"seed": _seed(raw["seed"], problems)}
+    samplers = _samplers(raw["samplers"], objects["sampling"], resolved, problems)
+    if problems:
+        raise UserError("config: " + "; ".join(dict.fromkeys(problems)))
+    for name in SETTINGS:
+        resolved[name] = schema.plain(objects[name])
+    for name, (key, table) in TABLES.items():
+        chosen = next(row for row, cls in table.items() if type(objects[name]) is cls)
+        resolved[name] = {key: chosen, **schema.plain(objects[name])}
+    mesh = objects["mesh"].build()
+    for section in ("training", "sampling", "likelihood"):
+        check_batch_size(mesh, objects[section].batch_size, f"{section}.batch_size")
+    network = Network(objects["model"], objects["data"].shape)
+    return Experiment(
+        config=resolved,
+        command=command,
+        workdir=Workdir(workdir),
+        seed=resolved["seed"],
+        source=objects["data"],
+        network=network,
+        samplers=samplers,
+        **{name: objects[name] for name in (*SETTINGS, "sde") if name != "mesh"},
+        mesh=mesh,
+    )
+
+
+def _merged(config: dict[str, Any], overrides: dict[str, str], problems: list[str]) -> dict[str, Any]:
+    """The file's sections with the overrides put in. Choosing another row of a table drops the file's settings of
+    the row it replaces."""
+    merged: dict[str, Any] = {"seed": 0}
+    for section in (*SETTINGS, *TABLES, "samplers"):
+        value = config.get(section, {})
+        if not isinstance(value, dict):
+            problems.append(f"{section} must be a section, not {value!r}")
+            value = {}
+        merged[section] = dict(value)
+    merged["samplers"] = {name: dict(value) for name, value in merged["samplers"].items()}
+    merged["seed"] = config.get("seed", 0)
+    problems += [f"unknown key {key} ({closest(key, SECTIONS)})" for key in config if key not in SECTIONS]
+    for section, (key, _) in TABLES.items():
+        chosen = overrides.get(f"{section}.{key}")
+        if chosen is not None and chosen != merged[section].get(key):
+            merged[section] = {}
+    for dotted, text in overrides.items():
+        first, *rest = dotted.split(".")
+        if first == "seed" and not rest:
+            merged["seed"] = Text(text)
+        elif first == "samplers" and len(rest) == 2:
+            merged["samplers"].setdefault(rest[0], {})[rest[1]] = Text(text)
+        elif first in SECTIONS and first not in ("seed", "samplers") and len(rest) == 1:
+            merged[first][rest[0]] = Text(text)
+        else:
+            problems.append(f"unknown key {dotted} ({closest(dotted, _known_keys())})")
+    return merged
+
+
+def _known_keys() -> list[str]:
+    keys = ["seed", "samplers.NAME.steps", "samplers.NAME.grid", "samplers.NAME.last", "samplers.NAME.solver"]
+    keys += [f"{section}.{key}" for section, cls in SETTINGS.items() for key in schema.fields_of(cls)]
+    return keys + [f"{section}.{key}" for section, (key, _) in TABLES.items()]
+
+
+def _row(section: str, values: dict[str, Any], problems: list[str]) -> Any:
+    """The settings object of the row that a section chooses."""
+    key, table = TABLES[section]
+    values = dict(values)
+    name = values.pop(key, None)
+    if name not in table:
+        problems.append(f"{section}.{key}: unknown {name!r} ({closest(name, table)})")
+        return None
+    return schema.build(table[name], values, section, problems)
+
+
+def _seed(value: Any, problems: list[str]) -> int:
+    try:
+        return schema.convert(value, int)
+    except UserError as error:
+        problems.append(f"seed: {error}")
+        return 0
+
+
+def _samplers(
+    sections: dict[str, dict[str, Any]], sampling: Sampling | None, resolved: dict[str, Any], problems: list[str]
+) -> dict[str, Sampler]:
+    """The samplers to run, by name. A name without a section of its own, or without `solver`, is a solver's."""
+    chosen = sampling.samplers if sampling is not None else ()
+    samplers: dict[str, Sampler] = {}
+    resolved["samplers"] = {}
+    for name in dict.fromkeys((*chosen, *sections)):
+        values = dict(sections.get(name, {}))
+        solver_name = str(values.pop("solver", name))
+        if solver_name not in SOLVERS:
+            known = closest(solver_name, SOLVERS.keys() | sections.keys() - {name})
+            problems.append(f"unknown sampler {name!r} ({known})" if solver_name == name else f"samplers.{name}.solver: unknown {solver_name!r} ({known})")
+            continue
+        sampler, settings = _sampler(solver_name, values, f"samplers.{name}", problems)
+        if sampler is not None and name in chosen:
+            samplers[name] = sampler
+            resolved["samplers"][name] = {"solver": solver_name, **settings}
+    return samplers
+
+
+def _sampler(
+    solver_name: str, values: dict[str, Any], where: str, problems: list[str]
+) -> tuple[Sampler | None, dict[str, Any]]:
+    solver = SOLVERS[solver_name]
+    own = schema.fields_of(solver)
+    known = (*own, *SAMPLER_KEYS, "solver")
+    unknown = [key for key in values if key not in known]
+    problems += [f"unknown key {where}.{key} ({closest(key, known)})" for key in unknown]
+    before = len(problems)
+    options = schema.read(solver, {key: value for key, value in values.items() if key in own}, where, problems)
+    common = {key: value for key, value in values.items() if key in SAMPLER_KEYS}
+    common = schema.read(Sampler, common, where, problems)
+    if len(problems) > before or unknown:
+        return None, {}
+    try:
+        settings = schema.plain(solver(denoiser=None, **options))  # the solver checks its own options
+        sampler = Sampler(solver=solver, options=options, **common)
+    except UserError as error:
+        problems.append(f"{where}: {error}")
+        return None, {}
+    return sampler, {**settings, **{key: getattr(sampler, key) for key in SAMPLER_KEYS}}

@@ -1,0 +1,188 @@
+"""Checkpoints: the only place that imports orbax.
+
+A checkpoint holds the training state, its moving average apart (so that sampling reads no optimiser state), and
+the data iterator's state with a checksum of each. Saves are asynchronous and appear under their step's name only
+when complete, so one cut short is never picked up. Restoring verifies the checksums, names a damaged checkpoint
+and goes back to the one before it. Restored arrays take the sharding of the target, whatever wrote them.
+"""
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from score_sde.errors import UserError
+from score_sde.training.state import TrainState
+from score_sde.typing import Params
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each step of its work there
+
+T = TypeVar("T")
+ITEMS = ("train", "ema", "rest")
+
+
+class Damaged(Exception):
+    """A checkpoint whose content is not what was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A state, where the data iterator was, and the checkpoints passed over because they were damaged."""
+
+    state: TrainState
+    data: Any
+    damaged: tuple[str, ...]
+
+
+class Checkpoints:
+    """The checkpoints under one directory. warn: called with one line for each damaged one passed over."""
+
+    def __init__(self, directory: Path, *, keep: int, read_only: bool, warn: Callable[[str], None]) -> None:
+        self._directory, self._read_only, self._warn, self._keep = directory, read_only, warn, keep
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if self._read_only else self._keep,
+            create=not self._read_only,
+            cleanup_tmp_directories=not self._read_only,
+            read_only=self._read_only,
+        )
+        return ocp.CheckpointManager(self._directory.absolute(), options=options, item_names=ITEMS)
+
+    def steps(self) -> list[int]:
+        """The complete checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, data: Any) -> None:
+        """Starts saving; returns when the state may be donated."""
+        train, average = _split(state)
+        rest = {"data": data, "checksum": {"train": _checksum(train), "ema": _checksum(average)}}
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                train=ocp.args.StandardSave(train),
+                ema=ocp.args.StandardSave(average),
+                rest=ocp.args.JsonSave(rest),
+            ),
+        )
+
+    def wait(self) -> None:
+        """Returns when the last save is complete."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and releases the directory."""
+        self._manager.close()
+
+    def restore(self, target: TrainState) -> Restored | None:
+        """The newest sound checkpoint, or None if there is none at all.
+
+        target: shapes, dtypes and shardings. A damaged newer one is moved to `damaged/`, so that its step can be
+        saved again. Raises UserError where the target is of another structure, or all are damaged.
+        """
+        damaged: list[int] = []
+        train, average = _split(target)
+        for step, (train, average, rest) in self._sound({"train": train, "ema": average}, damaged):
+            if damaged and not self._read_only:
+                self._set_aside(damaged)
+            state = dataclasses.replace(_join(train, average), step=jnp.asarray(train["step"]))
+            return Restored(state, rest["data"], tuple(str(step) for step in damaged))
+        return None
+
+    def restore_ema(self, target: Params) -> tuple[int, Params]:
+        """(step, averaged parameters) of the newest sound checkpoint. Raises UserError where there is none."""
+        for step, (average, _) in self._sound({"ema": target}, []):
+            return step, average
+        raise UserError(f"no checkpoint in {self._directory}; run with --mode=train first")
+
+    def check(self, target: TrainState) -> None:
+        """Raises UserError unless the newest checkpoint's parameters are those of `target`; reads shapes only."""
+        for step in reversed(self.steps()):
+            try:
+                saved = self._manager.item_metadata(step)["ema"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # damaged: dealt with where it is restored
+            if saved is None:
+                continue
+            found = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(saved)}
+            wanted = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(target.ema)}
+            if found == wanted:
+                return
+            name = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))[0]
+            raise UserError(
+                f"checkpoint {self._directory / str(step)} does not fit the config: parameter {name} is "
+                f"{found.get(name, 'absent')} in the checkpoint and {wanted.get(name, 'absent')} in the config's "
+                "network; use the config it was trained with, or another --workdir"
+            )
+
+    def _sound(self, targets: dict[str, Any], damaged: list[int]) -> Iterator[tuple[int, list[Any]]]:
+        """(step, items in the order of `targets` and then `rest`), newest first; damaged steps are appended."""
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                found = self._load(step, targets)
+            except Damaged as error:
+                damaged.append(step)
+                self._warn(f"checkpoint {self._directory / str(step)} is damaged ({error}); using the one before it")
+                continue
+            yield step, found
+        if steps:
+            raise UserError(f"every checkpoint in {self._directory} is damaged: {', '.join(map(str, steps))}")
+
+    def _load(self, step: int, targets: dict[str, Any]) -> list[Any]:
+        arguments = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**arguments, rest=ocp.args.JsonRestore()))
+            rest = restored["rest"]
+            expected = {name: rest["checksum"][name] for name in targets}
+        except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+            raise Damaged(str(error).strip().splitlines()[0][:120] if str(error).strip() else repr(error)) from error
+        for name in targets:
+            if _checksum(restored[name]) != expected[name]:
+                raise Damaged(f"the checksum of {name!r} does not match")
+        return [*(restored[name] for name in targets), rest]
+
+    def _set_aside(self, steps: list[int]) -> None:
+        self._manager.close()
+        aside = self._directory / "damaged"
+        aside.mkdir(exist_ok=True)
+        for step in steps:
+            shutil.rmtree(aside / str(step), ignore_errors=True)
+            (self._directory / str(step)).rename(aside / str(step))
+        self._manager = self._open()
+
+
+def _split(state: TrainState) -> tuple[dict[str, Any], Params]:
+    train = {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "ema"}
+    return train, state.ema
+
+
+def _join(train: dict[str, Any], average: Params) -> TrainState:
+    return TrainState(**train, ema=average)
+
+
+@jax.jit
+def _leaf_checksum(leaf: jax.Array) -> jax.Array:
+    """Σ bits_i (2i + 1) mod 2³²: any one changed word changes it, wherever and however the array is laid out."""
+    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(leaf, width).reshape(-1).astype(jnp.uint32)
+    return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+
+def _checksum(tree: Any) -> int:
+    """One number for all the arrays of a tree, computed where they are."""
+    total = 0
+    for number, value in enumerate(jax.device_get([_leaf_checksum(leaf) for leaf in jax.tree.leaves(tree)])):
+        total = (total + (2 * number + 1) * int(value)) % 2**32
+    return total
+
+
+def _name(path: Any) -> str:
+    return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)

@@ -1,0 +1,12 @@
+"""Data sources and the pipeline. To add a source: a file that defines a `Source`, and its line in `SOURCES`."""
+
+from score_sde.data.digits import Digits
+from score_sde.data.levels import Levels
+from score_sde.data.pipeline import Prefetched, iterate
+from score_sde.data.source import Batch, Records, Source
+
+SOURCES: dict[str, type[Source]] = {
+    "digits": Digits,
+}
+
+__all__ = ["SOURCES", "Batch", "Levels", "Prefetched", "Records", "Source", "iterate"]

@@ -1,0 +1,51 @@
+"""What main.py does, one file a mode. To add one: a file with `run(experiment, stop)`, and its line in `MODES`."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from score_sde.errors import UserError
+from score_sde.experiment import all as all_modes
+from score_sde.experiment import evaluate, likelihood, sample, train
+from score_sde.experiment.base import Experiment
+from score_sde.training.interrupt import StopRequest
+
+
+class Mode(NamedTuple):
+    """run: the mode. needs_checkpoint: whether a trained model must be there already."""
+
+    run: Callable[[Experiment, StopRequest], None]
+    needs_checkpoint: bool
+
+
+MODES: dict[str, Mode] = {
+    "train": Mode(train.run, False),
+    "sample": Mode(sample.run, True),
+    "evaluate": Mode(evaluate.run, True),
+    "likelihood": Mode(likelihood.run, True),
+    "all": Mode(all_modes.run, False),
+}
+
+
+def run(name: str, experiment: Experiment, stop: StopRequest) -> None:
+    """Runs the mode `name`: checks the workdir and its checkpoint, and only then changes it.
+
+    Raises UserError with nothing changed, Interrupted with everything saved.
+    """
+    mode, workdir = MODES[name], experiment.workdir
+    workdir.check(experiment.config, needs_checkpoint=mode.needs_checkpoint)
+    if workdir.checkpoints.exists():
+        checkpoints = experiment.open_checkpoints(read_only=True)
+        try:
+            checkpoints.check(experiment.abstract_state())
+            if mode.needs_checkpoint and not checkpoints.steps():
+                raise UserError(f"no checkpoint in {workdir.checkpoints}; run with --mode=train first")
+        finally:
+            checkpoints.close()
+    elif mode.needs_checkpoint:
+        raise UserError(f"no checkpoint in {workdir.checkpoints}; run with --mode=train first")
+    else:
+        jax.eval_shape(experiment.init_state)  # what the network refuses, before the workdir is made
+    workdir.create(experiment.config)
+    mode.run(experiment, stop)

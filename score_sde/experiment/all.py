@@ -1,0 +1,12 @@
+"""--mode=all, the default: trains, samples, computes bits/dim, evaluates and writes the report. Goes on where it was."""
+
+from score_sde.experiment import evaluate, likelihood, sample, train
+from score_sde.experiment.base import Experiment
+from score_sde.training.interrupt import StopRequest
+
+
+def run(experiment: Experiment, stop: StopRequest) -> None:
+    """Each mode in turn; evaluation last, since it writes the report of all of them."""
+    for mode in (train, sample, likelihood, evaluate):
+        mode.run(experiment, stop)
+        stop.check()

@@ -1,0 +1,49 @@
+"""Work in batches that can be interrupted: each batch's result is kept in a file until all are done."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from score_sde.training.interrupt import StopRequest
+from score_sde.writers import Progress, write_atomically
+
+Arrays = dict[str, np.ndarray]
+
+
+def run_batches(
+    name: str, folder: Path, fingerprint: str, count: int, compute: Callable[[int], Arrays], stop: StopRequest
+) -> list[Arrays]:
+    """compute(0), …, compute(count − 1), those already in `folder` read instead of computed.
+
+    Results made under another fingerprint are discarded. Raises Interrupted between two batches after a signal.
+    The caller removes the folder by `discard` once what it makes of the results is on disk.
+    """
+    current = folder / fingerprint
+    if folder.exists() and not current.exists():
+        discard(folder)
+    current.mkdir(parents=True, exist_ok=True)
+    files = [current / f"{number:06d}.npz" for number in range(count)]
+    progress = Progress(name, count, done=sum(file.exists() for file in files), unit="batch")
+    results = []
+    for number, file in enumerate(files):
+        stop.check()
+        if file.exists():
+            with np.load(file, allow_pickle=False) as stored:
+                results.append(dict(stored))
+            continue
+        arrays = compute(number)
+        if jax.process_index() == 0:
+            write_atomically(file, lambda temporary, arrays=arrays: np.savez(temporary, **arrays))
+        results.append(arrays)
+        progress.advance()
+    progress.close()
+    return results
+
+
+def discard(folder: Path) -> None:
+    """Removes what `run_batches` kept."""
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,46 @@
+"""--mode=evaluate: scores the samples of each sampler against the test split; writes the summary and the report.
+
+`reports/evaluation.json` holds, for each metric, the score of every sampler, of real test data and of pure noise,
+all at the same number of images.
+"""
+
+from typing import Any
+
+import jax
+
+from score_sde.evaluation.metrics import METRICS, Reference, Score, as_unit, noise_images, real_score, score
+from score_sde.experiment import report, sample
+from score_sde.experiment.base import Experiment
+from score_sde.training.interrupt import StopRequest
+from score_sde.writers import say, write_json
+
+
+def run(experiment: Experiment, stop: StopRequest) -> None:
+    """Samples first where samples of the newest checkpoint are missing."""
+    sample.run(experiment, stop)
+    step, _ = experiment.restore()
+    levels = experiment.source.levels
+    size = experiment.sampling.num_samples
+    reference = Reference.of(experiment.train_records, experiment.test_records, levels, size)
+    noise = noise_images(experiment.source.shape, levels, 2 * reference.size)
+    images = {"noise": as_unit(noise, levels)}
+    for name in experiment.samplers:
+        arrays = sample.read(experiment, name, sample.record_of(experiment, step, name))
+        assert arrays is not None  # made, or found, by sample.run above
+        images[name] = as_unit(arrays["image"], levels)
+    scores: dict[str, Any] = {}
+    for metric_name in experiment.evaluation.metrics:
+        metric = METRICS[metric_name]
+        values = {name: score(metric, each, reference) for name, each in images.items()}
+        values["real"] = real_score(metric, reference)
+        scores[metric_name] = {"title": metric.title, "better": metric.better} | {
+            name: _plain(value) for name, value in values.items()
+        }
+    if jax.process_index() == 0:
+        figures = {"step": step, "images": reference.size, "metrics": scores}
+        write_json(experiment.workdir.reports / "evaluation.json", figures)
+        report.write(experiment, step)
+
+
+def _plain(value: Score) -> dict[str, float | None]:
+    return {"value": value.value, "spread": value.spread}

@@ -1,0 +1,114 @@
+"""--mode=sample: samples from the newest checkpoint with each configured sampler.
+
+`samples/NAME.npz` holds `samples` (float32, the solver's output), `image` (uint8 levels), `evaluations` (int32, network
+evaluations spent on each) and the record of how they were made; `samples/NAME.png` the first of them as a grid.
+"""
+
+import json
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from score_sde import rng
+from score_sde.distributed.mesh import by_batch, replicated
+from score_sde.experiment.base import Experiment, sample_indices
+from score_sde.experiment.batches import Arrays, discard, run_batches
+from score_sde.experiment.pictures import grid, write_png
+from score_sde.samplers import Sampler
+from score_sde.training.interrupt import StopRequest
+from score_sde.typing import Params
+from score_sde.writers import say, write_atomically
+
+GRID_IMAGES = 100
+
+
+def run(experiment: Experiment, stop: StopRequest) -> None:
+    """Runs the samplers that have not been run on this checkpoint; reuses the results of those that have."""
+    step, params = experiment.restore()
+    for name, sampler in experiment.samplers.items():
+        record = record_of(experiment, step, name)
+        if read(experiment, name, record) is not None:
+            say(f"sample: {name} is done")
+            continue
+        _run_one(experiment, name, sampler, params, record, stop)
+
+
+def record_of(experiment: Experiment, step: int, name: str) -> dict[str, Any]:
+    """How `samples/NAME.npz` of this experiment at `step` is made; equal records mean equal samples."""
+    sampling = experiment.sampling
+    settings = experiment.config["samplers"][name]
+    return {
+        "sampler": name,
+        "settings": settings,
+        "step": step,
+        "num_samples": sampling.num_samples,
+        "batch_size": sampling.batch_size,
+        "seed": sampling.seed,
+        "fingerprint": experiment.fingerprint(step, settings, sampling.batch_size, sampling.seed),
+    }
+
+
+def read(experiment: Experiment, name: str, record: dict[str, Any]) -> Arrays | None:
+    """The arrays of `samples/NAME.npz` if it was made as `record` says, else None."""
+    path = experiment.workdir.samples / f"{name}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored) if json.loads(str(stored["record"])) == record else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _run_one(
+    experiment: Experiment, name: str, sampler: Sampler, params: Params, record: dict[str, Any], stop: StopRequest
+) -> None:
+    size, total = experiment.sampling.batch_size, experiment.sampling.num_samples
+    compiled, compile_seconds = _compile(experiment, sampler, params)
+
+    def compute(number: int) -> Arrays:
+        start = time.perf_counter()
+        result = jax.device_get(compiled(params, sample_indices(number * size, size)))
+        return {**result, "seconds": np.float64(time.perf_counter() - start)}
+
+    folder = experiment.workdir.samples / f".{name}"
+    parts = run_batches(f"sample {name}", folder, record["fingerprint"], -(-total // size), compute, stop)
+    arrays = {
+        key: np.concatenate([part[key] for part in parts])[:total] for key in ("samples", "image", "evaluations", "failed")
+    }
+    seconds = float(sum(part["seconds"] for part in parts))
+    failed = int(arrays.pop("failed").sum())
+    if failed:
+        say(f"sample: {failed} of {total} samples of {name} failed: the integration did not reach its tolerance")
+    arrays |= {
+        "record": np.asarray(json.dumps(record)),
+        "seconds": np.float64(seconds),
+        "compile_seconds": np.float64(compile_seconds),
+        "failed": np.int64(failed),
+    }
+    if jax.process_index() == 0:
+        path = experiment.workdir.samples / f"{name}.npz"
+        write_png(path.with_suffix(".png"), grid(experiment.to_uint8(arrays["image"][:GRID_IMAGES])))
+        write_atomically(path, lambda temporary: np.savez(temporary, **arrays))
+    discard(folder)
+    say(f"sample: {name}: {total} samples, {arrays['evaluations'].mean():.0f} evaluations each, {seconds:.1f} s")
+
+
+def _compile(experiment: Experiment, sampler: Sampler, params: Params):
+    """The compiled sampler of one batch, (params, index) -> arrays, and the seconds it took."""
+
+    def sample(params: Params, index: jax.Array) -> dict[str, jax.Array]:
+        keys = rng.for_samples(rng.stream(experiment.sampling.seed, "sampling"), index)
+        result = sampler(experiment.denoiser(params), keys, experiment.source.shape)
+        return {
+            "samples": result.x,
+            "image": experiment.levels.quantise(result.x),
+            "evaluations": result.evaluations,
+            "failed": result.failed,
+        }
+
+    whole, split = replicated(experiment.mesh), by_batch(experiment.mesh)
+    start = time.perf_counter()
+    jitted = jax.jit(sample, in_shardings=(whole, split), out_shardings=split)
+    compiled = jitted.lower(params, sample_indices(0, experiment.sampling.batch_size)).compile()
+    return compiled, time.perf_counter() - start

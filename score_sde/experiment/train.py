@@ -1,0 +1,116 @@
+"""--mode=train: trains, or goes on training, and saves checkpoints, metrics and sample grids."""
+
+import jax
+from clu import parameter_overview
+
+from score_sde import rng
+from score_sde.data import Prefetched, iterate
+from score_sde.distributed.mesh import by_batch, put_batch, replicated
+from score_sde.experiment.base import Experiment, sample_indices
+from score_sde.experiment.pictures import grid, write_png
+from score_sde.samplers import DDIM, Sampler
+from score_sde.training.interrupt import StopRequest
+from score_sde.training.loop import Every, train
+from score_sde.training.state import TrainState
+from score_sde.training.step import make_step
+from score_sde.typing import Params
+from score_sde.writers import MetricWriter, say
+
+PREVIEW = Sampler(solver=DDIM, options={"eta": 0.0}, steps=20, last="denoise")
+PREVIEW_IMAGES = 64
+
+
+def run(experiment: Experiment, stop: StopRequest) -> None:
+    """Trains to the configured duration; does nothing if it is reached."""
+    total = experiment.training_steps
+    checkpoints = experiment.open_checkpoints(read_only=False)
+    try:
+        if checkpoints.steps() and checkpoints.steps()[-1] >= total:
+            say(f"train: already at step {checkpoints.steps()[-1]} of {total}")
+            return
+        batches = _batches(experiment)
+        state = _initial(experiment, checkpoints, batches)
+        done = int(state.step)
+        metrics = MetricWriter(experiment.workdir.path, resumed_at=done)
+        try:
+            train(
+                state,
+                batches,
+                _compile(experiment),
+                every=_every(experiment),
+                checkpoints=checkpoints,
+                metrics=metrics,
+                learning_rate=experiment.learning_rate(),
+                preview=_preview(experiment, metrics),
+                stop=stop,
+            )
+        finally:
+            metrics.close()
+    finally:
+        checkpoints.close()
+
+
+def _every(experiment: Experiment) -> Every:
+    settings, records = experiment.training, len(experiment.train_records)
+    log, sample, save = (
+        max(1, duration.steps(settings.batch_size, records))
+        for duration in (settings.log_every, settings.sample_every, settings.save_every)
+    )
+    return Every(log=log, sample=sample, save=save, total=experiment.training_steps)
+
+
+def _batches(experiment: Experiment) -> Prefetched:
+    source = iterate(
+        experiment.train_records,
+        experiment.training.batch_size,
+        experiment.seed,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    return Prefetched(source, lambda batch: put_batch(experiment.mesh, {"image": batch["image"]}))
+
+
+def _initial(experiment: Experiment, checkpoints, batches: Prefetched) -> TrainState:
+    """The newest checkpoint's state, with `batches` put where it was, or a new one created sharded."""
+    restored = checkpoints.restore(experiment.abstract_state())
+    if restored is not None:
+        batches.restore(restored.data)
+        say(f"train: going on from step {int(restored.state.step)} of {experiment.training_steps}")
+        return restored.state
+    state = jax.jit(experiment.init_state, out_shardings=replicated(experiment.mesh))()
+    say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    return state
+
+
+def _compile(experiment: Experiment):
+    step = make_step(
+        sde=experiment.sde,
+        parameterisation=experiment.parameterisation,
+        apply=experiment.network.apply,
+        objective=experiment.objective,
+        optimiser=experiment.optimiser.build(experiment.learning_rate()),
+        levels=experiment.levels,
+        ema_decay=experiment.training.ema_decay,
+        seed=experiment.seed,
+    )
+    whole, split = replicated(experiment.mesh), by_batch(experiment.mesh)
+    return jax.jit(step, in_shardings=(whole, split), out_shardings=whole, donate_argnums=0)
+
+
+def _preview(experiment: Experiment, metrics: MetricWriter):
+    """Samples of a few steps from the averaged parameters, always from the same noise."""
+
+    @jax.jit
+    def sample(params: Params) -> jax.Array:
+        keys = rng.for_samples(rng.stream(experiment.seed, "preview"), sample_indices(0, PREVIEW_IMAGES))
+        x = PREVIEW(experiment.denoiser(params), keys, experiment.source.shape).x
+        return experiment.levels.quantise(x)
+
+    def preview(step: int, params: Params) -> None:
+        picture = grid(experiment.to_uint8(jax.device_get(sample(params))))
+        folder = experiment.workdir.samples / "training"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_png(folder / f"step_{step:08d}.png", picture)
+        metrics.image(step, "samples", picture)
+
+    return preview

@@ -1,0 +1,78 @@
+"""The workdir: `config.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, `samples/`, `reports/`.
+
+It belongs to one training run. Settings that say how the trained model is used afterwards, how long training
+goes on and what is logged may change between runs; everything else is fixed by the first.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from score_sde.errors import UserError
+from score_sde.writers import write_json
+
+CHANGEABLE = ("sampling", "samplers", "likelihood", "evaluation", "mesh")
+CHANGEABLE_TRAINING = ("duration", "log_every", "sample_every", "save_every", "keep_checkpoints")
+
+
+class Workdir:
+    """Paths of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self.reports = path / "reports"
+
+    def check(self, config: dict[str, Any], *, needs_checkpoint: bool) -> None:
+        """Raises UserError unless the directory can be used for `config`; changes nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--workdir={self.path} is not a directory")
+        existing = next(parent for parent in [self.path, *self.path.absolute().parents] if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"--workdir={self.path} cannot be written: {existing} is not a writable directory")
+        if self.config.exists():
+            self._check_same(config)
+        elif self.path.is_dir() and self.checkpoints.exists():
+            raise UserError(f"--workdir={self.path} holds checkpoints but no config.json; use another directory")
+        if needs_checkpoint and not self.config.exists():
+            raise UserError(f"--workdir={self.path} holds no trained model; run with --mode=train first")
+
+    def create(self, config: dict[str, Any]) -> None:
+        """Makes the directory and saves the resolved config."""
+        try:
+            self.samples.mkdir(parents=True, exist_ok=True)
+            self.reports.mkdir(exist_ok=True)
+            write_json(self.config, config)
+        except OSError as error:
+            raise UserError(f"--workdir={self.path} cannot be written: {error.strerror}") from error
+
+    def _check_same(self, config: dict[str, Any]) -> None:
+        try:
+            saved = json.loads(self.config.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.config} cannot be read: {error}") from error
+        old, new = _fixed(saved), _fixed(config)
+        different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        if different:
+            shown = ", ".join(
+                f"{key} is {old.get(key, 'absent')} there and {new.get(key, 'absent')} here" for key in different
+            )
+            raise UserError(f"--workdir={self.path} is of another config: {shown}; use another --workdir")
+
+
+def _fixed(config: dict[str, Any]) -> dict[str, Any]:
+    """What may not change within a workdir, as dotted keys."""
+    flat: dict[str, Any] = {}
+    for section, value in config.items():
+        if section in CHANGEABLE:
+            continue
+        if not isinstance(value, dict):
+            flat[section] = value
+            continue
+        for key, entry in value.items():
+            if not (section == "training" and key in CHANGEABLE_TRAINING):
+                flat[f"{section}.{key}"] = entry
+    return flat

@@ -1,0 +1,53 @@
+"""The one place where an nnx module is split and merged: networks leave `models` as pure functions."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+from flax import nnx
+
+from score_sde.typing import Condition, Data, Params, PerSample
+
+
+class Settings(Protocol):
+    """What a row of `models.NETWORKS` is: a frozen dataclass of settings that builds an nnx module.
+
+    The module is called as `module(x, noise_condition, condition, *, train, rng)`.
+    """
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises UserError where the network cannot take samples of `shape`."""
+
+    def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> Any:
+        """The module for samples of `shape`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A score network as two pure functions of its parameters, a nested dict of float32 arrays."""
+
+    settings: Settings
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        self.settings.check_shape(self.shape)
+
+    def init(self, key: jax.Array) -> Params:
+        """New parameters. Traceable, so that they can be created sharded."""
+        return nnx.to_pure_dict(nnx.state(self.settings.build(self.shape, nnx.Rngs(key)), nnx.Param))
+
+    def apply(
+        self,
+        params: Params,
+        x: Data,
+        noise_condition: PerSample,
+        condition: Condition,
+        *,
+        train: bool,
+        rng: jax.Array | None,
+    ) -> Data:
+        """The network's output; see `score_sde.typing.NetworkApply`."""
+        abstract = nnx.eval_shape(lambda: self.settings.build(self.shape, nnx.Rngs(0)))
+        definition, state = nnx.split(abstract)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(definition, state)(x, noise_condition, condition, train=train, rng=rng)

@@ -1,0 +1,104 @@
+r"""What a solver is, and the loop that drives it.
+
+A solver takes x_t to x_s, s < t, knowing a denoiser and its process. The loop is one `lax.scan` over the
+steps of a grid; the rule for what is returned after the last step is explicit:
+
+    none      the state the last step left (with its noise, if the solver is stochastic)
+    mean      the last step's mean: the state without the noise that the last step added
+    denoise   D(x_{t_min}, t_min) of the last state, at one more evaluation
+"""
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from score_sde import rng
+from score_sde.denoiser import Denoiser
+from score_sde.errors import UserError, check_name
+from score_sde.typing import Data, Keys, Time
+
+LAST_STEPS = ("none", "mean", "denoise")
+
+
+class Carry(NamedTuple):
+    """What a solver hands from one step to the next, all with a leading batch axis.
+
+    x: the state. mean: the state without the last step's noise. evaluations: of the denoiser so far.
+    failed: where an adaptive solver gave up. memory: whatever else the solver keeps, a pytree.
+    """
+
+    x: Data
+    mean: Data
+    evaluations: Int[Array, "batch"]
+    failed: Bool[Array, "batch"]
+    memory: Any = ()
+
+
+class Samples(NamedTuple):
+    """x: the samples. evaluations: network evaluations spent on each. failed: where the solver gave up."""
+
+    x: Data
+    evaluations: Int[Array, "batch"]
+    failed: Bool[Array, "batch"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Solver(abc.ABC):
+    """One step rule of a reverse-time process. Subclasses are final.
+
+    order: of convergence, strong for ODE solvers and weak for stochastic ones. evaluations_per_step: None
+    where it depends on the sample.
+    """
+
+    order: ClassVar[int]
+    stochastic: ClassVar[bool]
+
+    denoiser: Denoiser
+
+    @property
+    @abc.abstractmethod
+    def evaluations_per_step(self) -> int | None:
+        """Evaluations of the denoiser that one step costs; None where it depends on the sample."""
+
+    def init(self, x_T: Data, grid: Float[np.ndarray, "times"]) -> Carry:
+        """The carry before the first step."""
+        batch = x_T.shape[0]
+        return Carry(x_T, x_T, jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool))
+
+    @abc.abstractmethod
+    def step(self, carry: Carry, t: Time, s: Time, key: Keys) -> Carry:
+        """From t to s < t, both `(batch,)` and equal across it; key draws this step's noise, one per sample."""
+
+
+def advance(carry: Carry, x: Data, mean: Data, evaluations: Int[Array, "batch"] | int) -> Carry:
+    """The carry after a step that left x, had mean `mean` and spent `evaluations`."""
+    return carry._replace(x=x, mean=mean, evaluations=carry.evaluations + evaluations)
+
+
+def run(solver: Solver, x_T: Data, grid: Float[np.ndarray, "times"], keys: Keys, *, last: str = "none") -> Samples:
+    """Drives `solver` along `grid` from x_T. Traceable; one scan.
+
+    grid: decreasing float64 times of at least two entries, from `samplers.grids`. keys: one per sample.
+    Raises UserError for an unknown `last` or a grid that does not decrease.
+    """
+    check_name("last-step rule", last, LAST_STEPS)
+    times = np.asarray(grid, np.float32)
+    if len(times) < 2 or not np.all(np.diff(times) < 0):
+        raise UserError("a grid needs at least two times, decreasing and distinct in float32")
+    ones = jnp.ones(x_T.shape[0], jnp.float32)
+
+    def body(carry: Carry, step):
+        t, s, number = step
+        return solver.step(carry, t * ones, s * ones, rng.child(keys, number)), None
+
+    steps = (jnp.asarray(times[:-1]), jnp.asarray(times[1:]), jnp.arange(len(times) - 1))
+    carry, _ = jax.lax.scan(body, solver.init(x_T, grid), steps)
+    if last == "denoise":
+        x = solver.denoiser(carry.x, times[-1] * ones)
+        return Samples(x, carry.evaluations + 1, carry.failed)
+    return Samples(carry.mean if last == "mean" else carry.x, carry.evaluations, carry.failed)

@@ -1,0 +1,34 @@
+"""A sampler: a solver with its options, a grid, a number of steps and a last-step rule."""
+
+import dataclasses
+from typing import Any
+
+from score_sde import rng
+from score_sde.denoiser import Denoiser
+from score_sde.errors import UserError, check_name
+from score_sde.samplers.base import LAST_STEPS, Samples, Solver, run
+from score_sde.samplers.grids import GRIDS
+from score_sde.typing import Keys
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """options: the solver's own fields. grid: a row of `GRIDS`. last: see `samplers.base`."""
+
+    solver: type[Solver]
+    options: dict[str, Any]
+    grid: str = "uniform"
+    steps: int = 100
+    last: str = "none"
+
+    def __post_init__(self) -> None:
+        check_name("grid", self.grid, GRIDS)
+        check_name("last-step rule", self.last, LAST_STEPS)
+        if self.steps < 1:
+            raise UserError(f"steps must be at least 1, not {self.steps}")
+
+    def __call__(self, denoiser: Denoiser, keys: Keys, shape: tuple[int, ...]) -> Samples:
+        """One sample of `shape` per key. Traceable."""
+        solver = self.solver(denoiser=denoiser, **self.options)
+        x_T = denoiser.sde.prior_sample(rng.child(keys, 0), shape)
+        return run(solver, x_T, GRIDS[self.grid](denoiser.sde, self.steps), rng.child(keys, 1), last=self.last)

@@ -1,0 +1,132 @@
+r"""Affine Gaussian noise processes.
+
+    x_t = α_t x_0 + σ_t ε,   ε ~ N(0, I)                      (marginal)
+    dx  = f(t) x dt + g(t) dw                                 (the SDE that has it)
+    f   = d log α_t / dt
+    g²  = dσ_t²/dt − 2 f σ_t² = −σ_t² d log_snr / dt          (log_snr = 2 log(α_t/σ_t))
+
+Time runs from data (t = t_min) to noise (t = T). A process states α, σ and the inverse of log_snr in a
+form that is stable in float32 on [t_min, T]; everything else is inherited. Every method takes a time of
+any shape and is evaluated elementwise; methods that also take a state take `(batch,)` times.
+
+Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021;
+the log_snr form of g: Kingma et al., "Variational Diffusion Models", 2021.
+"""
+
+import abc
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from score_sde import rng
+from score_sde.errors import UserError
+from score_sde.typing import Data, Keys, PerSample, Time
+
+Times = Float[Array, "*times"]
+
+
+def expand(t: PerSample, like: Data) -> Array:
+    """`t` with trailing axes of length 1, so that it multiplies a batch of samples."""
+    return t.reshape(t.shape + (1,) * (like.ndim - 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SDE(abc.ABC):
+    """An affine Gaussian noise process.
+
+    t_min: the smallest time, where sampling ends and training begins. T: the largest.
+    Raises UserError where 0 ≤ t_min < T does not hold.
+    """
+
+    t_min: float
+    T: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.t_min < self.T:
+            raise UserError(f"t_min and T must satisfy 0 <= t_min < T, not t_min={self.t_min}, T={self.T}")
+        self.check()
+
+    def check(self) -> None:
+        """Raises UserError where the process's own parameters make no sense."""
+        return None
+
+    @abc.abstractmethod
+    def alpha(self, t: Times) -> Times:
+        """α_t, the scale of the data."""
+
+    @abc.abstractmethod
+    def sigma(self, t: Times) -> Times:
+        """σ_t, the standard deviation of the noise."""
+
+    @abc.abstractmethod
+    def time_of_log_snr(self, log_snr: Times) -> Times:
+        """The inverse of `log_snr`."""
+
+    def log_snr(self, t: Times) -> Times:
+        """2 λ_t = log(α_t² / σ_t²)."""
+        return 2 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
+
+    def sigma_bar(self, t: Times) -> Times:
+        """σ̄_t = σ_t / α_t, the noise level in variance-exploding coordinates."""
+        return self.sigma(t) / self.alpha(t)
+
+    def drift_coefficient(self, t: Times) -> Times:
+        """f(t) = d log α_t / dt."""
+        return _derivative(lambda time: jnp.log(self.alpha(time)), t)
+
+    def diffusion_coefficient(self, t: Times) -> Times:
+        """g(t) = σ_t √(−d log_snr / dt)."""
+        return self.sigma(t) * jnp.sqrt(-_derivative(self.log_snr, t))
+
+    def alpha_derivative(self, t: Times) -> Times:
+        """dα_t/dt."""
+        return _derivative(self.alpha, t)
+
+    def sigma_derivative(self, t: Times) -> Times:
+        """dσ_t/dt."""
+        return _derivative(self.sigma, t)
+
+    def drift(self, x_t: Data, t: Time) -> Data:
+        """f(t) x_t."""
+        return expand(self.drift_coefficient(t), x_t) * x_t
+
+    def diffusion(self, x_t: Data, t: Time) -> Array:
+        """g(t), with trailing axes so that it multiplies `x_t`."""
+        return expand(self.diffusion_coefficient(t), x_t)
+
+    def marginal(self, x_0: Data, t: Time) -> tuple[Data, Array]:
+        """Mean `(batch, *shape)` and standard deviation `(batch, 1, …)` of x_t given x_0."""
+        return expand(self.alpha(t), x_0) * x_0, expand(self.sigma(t), x_0)
+
+    def transition_coefficients(self, s: Times, t: Times) -> tuple[Times, Times]:
+        """(a, G) with x_t = a x_s + G ε for s ≤ t:  a = α_t/α_s,  G² = σ_t² (1 − e^{log_snr_t − log_snr_s})."""
+        scale = self.alpha(t) / self.alpha(s)
+        std = self.sigma(t) * jnp.sqrt(-jnp.expm1(self.log_snr(t) - self.log_snr(s)))
+        return scale, std
+
+    def transition(self, x_s: Data, s: Time, t: Time) -> tuple[Data, Array]:
+        """Mean `(batch, *shape)` and standard deviation `(batch, 1, …)` of x_t given x_s, s ≤ t. Exact."""
+        scale, std = self.transition_coefficients(s, t)
+        return expand(scale, x_s) * x_s, expand(std, x_s)
+
+    def prior_sample(self, keys: Keys, shape: tuple[int, ...]) -> Data:
+        """x_T ~ N(0, σ_T² I), one per key."""
+        return self._prior_std() * rng.normal(keys, shape)
+
+    def prior_log_prob(self, x: Data) -> PerSample:
+        """log N(x; 0, σ_T² I) in nats, `(batch,)`."""
+        flat = x.reshape(x.shape[0], -1)
+        std = self._prior_std()
+        log_normaliser = flat.shape[1] * (0.5 * math.log(2 * math.pi) + jnp.log(std))
+        return -0.5 * jnp.sum((flat / std) ** 2, axis=1) - log_normaliser
+
+    def _prior_std(self) -> Float[Array, ""]:
+        return self.sigma(jnp.asarray(self.T, jnp.float32))
+
+
+def _derivative(function, t: Times) -> Times:
+    """d function / dt of an elementwise function."""
+    return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]

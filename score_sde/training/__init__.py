@@ -1,0 +1,1 @@
+"""Training: state, pure step, optimiser, moving average, and the loop."""

@@ -1,0 +1,126 @@
+"""The training loop: evaluate, save, take the next batch, step. The only place in `training` with side effects."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from score_sde.checkpoint import Checkpoints
+from score_sde.data.pipeline import Prefetched
+from score_sde.errors import UserError
+from score_sde.training.duration import Duration
+from score_sde.training.interrupt import Interrupted, StopRequest
+from score_sde.training.state import TrainState, Window
+from score_sde.typing import Params
+from score_sde.writers import MetricWriter, Progress, say
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings. keep_checkpoints: how many of the newest are kept."""
+
+    batch_size: int = 128
+    duration: Duration = Duration(1_300_000, "steps")
+    ema_decay: float = 0.9999
+    log_every: Duration = Duration(50, "steps")
+    sample_every: Duration = Duration(10_000, "steps")
+    save_every: Duration = Duration(10_000, "steps")
+    keep_checkpoints: int = 3
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.keep_checkpoints < 1:
+            raise UserError(
+                "batch_size and keep_checkpoints must be at least 1, "
+                f"not {self.batch_size}, {self.keep_checkpoints}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
+        for name in ("duration", "log_every", "sample_every", "save_every"):
+            if not getattr(self, name).amount > 0:
+                raise UserError(f"{name} must be more than 0, not '{getattr(self, name)}'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Every:
+    """After how many steps things happen; total: at which step training ends."""
+
+    log: int
+    sample: int
+    save: int
+    total: int
+
+
+class NonFiniteLoss(Exception):
+    """Training diverged. Says the step, the value and the last good checkpoint."""
+
+
+def train(
+    state: TrainState,
+    batches: Prefetched,
+    step: Callable[[TrainState, Any], TrainState],
+    *,
+    every: Every,
+    checkpoints: Checkpoints,
+    metrics: MetricWriter,
+    learning_rate: Callable[[int], Any],
+    preview: Callable[[int, Params], None],
+    stop: StopRequest,
+) -> TrainState:
+    """Trains to step `every.total`. step: compiled, donating the state. preview(step, ema) shows samples.
+
+    Saves at the end and on a signal, and raises `Interrupted` after the latter; raises `NonFiniteLoss`.
+    """
+    done = int(state.step)
+    progress = Progress("train", every.total, done=done, every=float("inf"))
+    last_log, last_saved, clock = done, done, time.monotonic()
+    try:
+        while True:
+            if done > last_log and (done % every.log == 0 or done == every.total):
+                window = _read(state.window, checkpoints)
+                seconds = time.monotonic() - clock
+                figures = {**window, "learning_rate": float(learning_rate(done - 1))}
+                figures["steps_per_second"] = (done - last_log) / seconds
+                metrics.scalars(done, figures)
+                progress.line(f"loss {window['loss']:.4f}")
+                state = dataclasses.replace(state, window=jax.device_put(Window.empty(), state.step.sharding))
+                last_log, clock = done, time.monotonic()
+
+            if done > last_saved and done % every.sample == 0 and done < every.total:
+                pause = time.monotonic()
+                preview(done, state.ema)
+                clock += time.monotonic() - pause
+
+            if done > last_saved and (done % every.save == 0 or done == every.total or stop.requested):
+                _read(state.window, checkpoints)
+                checkpoints.save(state, batches.state)
+                last_saved = done
+            if stop.requested:
+                checkpoints.wait()
+                say(f"{stop.requested}: step {done} is saved; the same command goes on from there")
+                raise Interrupted(stop.requested)
+            if done >= every.total:
+                checkpoints.wait()
+                return state
+
+            batch = next(batches)
+            state = step(state, batch)
+            done += 1
+            progress.advance()
+    finally:
+        progress.close()
+
+
+def _read(window: Window, checkpoints: Checkpoints) -> dict[str, float]:
+    """The window's means, on the host: the only wait for the device. Raises NonFiniteLoss."""
+    host = jax.device_get(window)
+    if host.bad_step >= 0:
+        checkpoints.wait()
+        good = checkpoints.steps()
+        kept = f"the last good checkpoint is step {good[-1]}" if good else "there is no checkpoint yet"
+        raise NonFiniteLoss(f"loss {float(host.bad_loss)} at step {int(host.bad_step)}: training stopped; {kept}")
+    count = max(int(host.count), 1)
+    means = {"loss": host.loss / count, "gradient_norm": host.gradient_norm / count}
+    return {name: float(np.float32(value)) for name, value in means.items()}

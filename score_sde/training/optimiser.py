@@ -1,0 +1,66 @@
+"""Optimisers, from optax: clipping, update rule, learning-rate schedule. To add one: its line in `OPTIMISERS`."""
+
+import dataclasses
+from collections.abc import Callable
+
+import optax
+
+from score_sde.errors import UserError, check_name
+from score_sde.training.duration import Duration
+
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """Settings. name: a row of `OPTIMISERS`.
+
+    schedule: after a linear `warmup`, "constant" or "cosine" (to 0 at the end of training).
+    gradient_clip: largest global norm of the gradient, 0 for none. weight_decay: for "adamw".
+    """
+
+    name: str = "adam"
+    learning_rate: float = 2e-4
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    warmup: Duration = Duration(5000, "steps")
+    schedule: str = "constant"
+    gradient_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_name("optimiser", self.name, OPTIMISERS)
+        check_name("schedule", self.schedule, SCHEDULES)
+        if not self.learning_rate > 0:
+            raise UserError(f"learning_rate must be positive, not {self.learning_rate}")
+        if not (0 <= self.beta_1 < 1 and 0 <= self.beta_2 < 1):
+            raise UserError(f"beta_1 and beta_2 must lie in [0, 1), not {self.beta_1}, {self.beta_2}")
+        if not self.epsilon > 0:
+            raise UserError(f"epsilon must be positive, not {self.epsilon}")
+        if not (self.weight_decay >= 0 and self.gradient_clip >= 0):
+            raise UserError(
+                f"weight_decay and gradient_clip must be at least 0, not {self.weight_decay}, {self.gradient_clip}"
+            )
+        if self.weight_decay and self.name != "adamw":
+            raise UserError(f"weight_decay={self.weight_decay} needs name 'adamw', not {self.name!r}")
+
+    def rate(self, warmup_steps: int, total_steps: int) -> optax.Schedule:
+        """The learning rate by step."""
+        if self.schedule == "cosine":
+            after = optax.cosine_decay_schedule(self.learning_rate, max(1, total_steps - warmup_steps))
+        else:
+            after = optax.constant_schedule(self.learning_rate)
+        warmup = optax.linear_schedule(0.0, self.learning_rate, warmup_steps)
+        return optax.join_schedules([warmup, after], [warmup_steps])
+
+    def build(self, rate: optax.Schedule) -> optax.GradientTransformation:
+        """The gradient transformation at learning rate `rate`."""
+        clip = optax.clip_by_global_norm(self.gradient_clip) if self.gradient_clip else optax.identity()
+        return optax.chain(clip, OPTIMISERS[self.name](self, rate))
+
+
+OPTIMISERS: dict[str, Callable[[Optimiser, optax.Schedule], optax.GradientTransformation]] = {
+    "adam": lambda o, rate: optax.adam(rate, b1=o.beta_1, b2=o.beta_2, eps=o.epsilon),
+    "adamw": lambda o, rate: optax.adamw(rate, b1=o.beta_1, b2=o.beta_2, eps=o.epsilon, weight_decay=o.weight_decay),
+}

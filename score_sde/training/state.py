@@ -1,0 +1,60 @@
+"""All that a training run is, as one frozen pytree."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from score_sde.typing import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Sums since metrics were last logged, kept on the device so that the host need not read every step.
+
+    bad_step: the first step whose loss or gradient was not finite, −1 if none; bad_loss: that loss.
+    """
+
+    count: Int[Array, ""]
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    bad_step: Int[Array, ""]
+    bad_loss: Float[Array, ""]
+
+    @staticmethod
+    def empty() -> "Window":
+        zero = lambda: jnp.zeros((), jnp.float32)  # a buffer of its own each time, so that all can be donated
+        return Window(jnp.zeros((), jnp.int32), zero(), zero(), jnp.full((), -1, jnp.int32), zero())
+
+    def add(self, step: Int[Array, ""], loss: Float[Array, ""], gradient_norm: Float[Array, ""]) -> "Window":
+        """With one more step's figures."""
+        bad = ~(jnp.isfinite(loss) & jnp.isfinite(gradient_norm)) & (self.bad_step < 0)
+        return Window(
+            self.count + 1,
+            self.loss + loss,
+            self.gradient_norm + gradient_norm,
+            jnp.where(bad, step, self.bad_step),
+            jnp.where(bad, loss, self.bad_loss),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """step: updates done. ema: the moving average of params, of their structure. window: see `Window`."""
+
+    step: Int[Array, ""]
+    params: Params
+    ema: Params
+    optimiser: Any
+    window: Window
+
+    @staticmethod
+    def create(params: Params, optimiser: optax.GradientTransformation) -> "TrainState":
+        """The state before the first step; the average starts as the parameters."""
+        ema = jax.tree.map(jnp.copy, params)
+        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimiser.init(params), Window.empty())

@@ -1,0 +1,116 @@
+"""Metrics to TensorBoard and JSON lines, and progress to the terminal; the only place that imports a writer.
+
+Only process 0 writes.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import tensorboardX
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+
+def say(line: str) -> None:
+    """A line for the user on standard output; above a progress bar, if one is shown."""
+    if jax.process_index() == 0:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """write(temporary file), then renames it to `path`: a kill leaves the old file or the new one, nothing between."""
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Indented JSON, atomically. NaN and infinities are refused: they are not JSON."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+class MetricWriter:
+    """Scalars and images by step, to `metrics.jsonl` and TensorBoard events in `directory`."""
+
+    def __init__(self, directory: Path, resumed_at: int) -> None:
+        """Lines logged after step `resumed_at` by a run that was killed are dropped: they will be made again."""
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        path = directory / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= resumed_at]
+        if kept != lines:
+            write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
+        self._lines = path.open("a")
+        self._events = tensorboardX.SummaryWriter(str(directory), purge_step=resumed_at + 1 if resumed_at else None)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One line, and one event per value."""
+        if not self._active:
+            return
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, picture: UInt8[np.ndarray, "height width channels"]) -> None:
+        """One picture, to TensorBoard."""
+        if self._active:
+            self._events.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self._active:
+            self._lines.close()
+            self._events.close()
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinite for one cut short."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class Progress:
+    """A bar with ETA on a terminal; elsewhere plain lines, at most one in `every` seconds and one at the end."""
+
+    def __init__(self, name: str, total: int, *, done: int = 0, unit: str = "step", every: float = 10.0) -> None:
+        self._name, self._total, self._done, self._unit, self._every = name, total, done, unit, every
+        self._start, self._first = time.monotonic(), done
+        self._last_line = self._start
+        self._bar = None
+        if jax.process_index() == 0 and sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=done, desc=name, unit=unit, file=sys.stderr, dynamic_ncols=True)
+
+    def advance(self, count: int = 1) -> None:
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() - self._last_line >= self._every:
+            self.line()
+
+    def line(self, note: str = "") -> None:
+        """What is done, how fast, how long still, and `note`: beside the bar, or as a line."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(note)
+            return
+        now = time.monotonic()
+        self._last_line = now
+        rate = (self._done - self._first) / max(now - self._start, 1e-9)
+        remaining = "?" if rate == 0 else tqdm.format_interval((self._total - self._done) / rate)
+        about = f"{self._done}/{self._total} {self._unit}s, {rate:.2f} {self._unit}s/s, {remaining} left"
+        say(f"{self._name}: {about}{', ' if note else ''}{note}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
