@@ -14,7 +14,7 @@ import ml_collections
 
 from score_sde import schema
 from score_sde.data import SOURCES
-from score_sde.denoiser import Parameterisation
+from score_sde.denoiser import Denoiser, Parameterisation
 from score_sde.distributed.mesh import MeshSettings, check_batch_size
 from score_sde.errors import UserError, closest
 from score_sde.experiment.base import Evaluation, Experiment, Likelihood, Sampling
@@ -44,6 +44,7 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
     "model": ("name", NETWORKS),
 }
 SECTIONS = ("seed", "samplers", *SETTINGS, *TABLES)
+ANY_DENOISER = Denoiser(sde=PROCESSES["vp"](), function=lambda x_t, t, condition: x_t)
 SAMPLER_KEYS = ("grid", "steps", "last")
 
 
@@ -56,7 +57,8 @@ def load_config(argument: str) -> ml_collections.ConfigDict:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"--config={argument}: there is no file {path}{hint}")
     spec = importlib.util.spec_from_file_location("score_sde_config", path)
-    assert spec is not None and spec.loader is not None  # the path is a Python file
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={argument}: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -76,7 +78,7 @@ def build(config: ml_collections.ConfigDict, overrides: dict[str, str], workdir:
     raw = _merged(config.to_dict(), overrides, problems)
     objects: dict[str, Any] = {name: schema.build(cls, raw[name], name, problems) for name, cls in SETTINGS.items()}
     objects |= {name: _row(name, raw[name], problems) for name in TABLES}
-    resolved = {"seed": _seed(raw["seed"], problems)}
+    resolved: dict[str, Any] = {"seed": _seed(raw["seed"], problems)}
     samplers = _samplers(raw["samplers"], objects["sampling"], resolved, problems)
     if problems:
         raise UserError("config: " + "; ".join(dict.fromkeys(problems)))
@@ -169,7 +171,11 @@ def _samplers(
         solver_name = str(values.pop("solver", name))
         if solver_name not in SOLVERS:
             known = closest(solver_name, SOLVERS.keys() | sections.keys() - {name})
-            problems.append(f"unknown sampler {name!r} ({known})" if solver_name == name else f"samplers.{name}.solver: unknown {solver_name!r} ({known})")
+            problems.append(
+                f"unknown sampler {name!r} ({known})"
+                if solver_name == name
+                else f"samplers.{name}.solver: unknown {solver_name!r} ({known})"
+            )
             continue
         sampler, settings = _sampler(solver_name, values, f"samplers.{name}", problems)
         if sampler is not None and name in chosen:
@@ -193,7 +199,7 @@ def _sampler(
     if len(problems) > before or unknown:
         return None, {}
     try:
-        settings = schema.plain(solver(denoiser=None, **options))  # the solver checks its own options
+        settings = schema.plain(solver(denoiser=ANY_DENOISER, **options))  # the solver checks its own options
         sampler = Sampler(solver=solver, options=options, **common)
     except UserError as error:
         problems.append(f"{where}: {error}")

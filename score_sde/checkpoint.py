@@ -11,7 +11,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ from score_sde.typing import Params
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each step of its work there
 
-T = TypeVar("T")
 ITEMS = ("train", "ema", "rest")
 
 
@@ -33,11 +32,10 @@ class Damaged(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A state, where the data iterator was, and the checkpoints passed over because they were damaged."""
+    """A training state, and the state of the data iterator that belongs to it."""
 
     state: TrainState
     data: Any
-    damaged: tuple[str, ...]
 
 
 class Checkpoints:
@@ -88,12 +86,11 @@ class Checkpoints:
         saved again. Raises UserError where the target is of another structure, or all are damaged.
         """
         damaged: list[int] = []
-        train, average = _split(target)
-        for step, (train, average, rest) in self._sound({"train": train, "ema": average}, damaged):
+        train_target, ema_target = _split(target)
+        for _, (train, average, rest) in self._sound({"train": train_target, "ema": ema_target}, damaged):
             if damaged and not self._read_only:
                 self._set_aside(damaged)
-            state = dataclasses.replace(_join(train, average), step=jnp.asarray(train["step"]))
-            return Restored(state, rest["data"], tuple(str(step) for step in damaged))
+            return Restored(TrainState(**train, ema=average), rest["data"])
         return None
 
     def restore_ema(self, target: Params) -> tuple[int, Params]:
@@ -162,10 +159,6 @@ class Checkpoints:
 def _split(state: TrainState) -> tuple[dict[str, Any], Params]:
     train = {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "ema"}
     return train, state.ema
-
-
-def _join(train: dict[str, Any], average: Params) -> TrainState:
-    return TrainState(**train, ema=average)
 
 
 @jax.jit

@@ -3,12 +3,14 @@
 Only process 0 writes.
 """
 
+import collections
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +26,7 @@ def say(line: str) -> None:
         sys.stdout.flush()
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """write(temporary file), then renames it to `path`: a kill leaves the old file or the new one, nothing between."""
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     write(temporary)
@@ -35,6 +37,12 @@ def write_json(path: Path, value: object) -> None:
     """Indented JSON, atomically. NaN and infinities are refused: they are not JSON."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray | np.generic]) -> None:
+    """An `.npz` file, atomically."""
+    contents: dict[str, Any] = dict(arrays)
+    write_atomically(path, lambda temporary: np.savez(temporary, **contents))
 
 
 class MetricWriter:
@@ -84,10 +92,10 @@ def _step_of(line: str) -> float:
 class Progress:
     """A bar with ETA on a terminal; elsewhere plain lines, at most one in `every` seconds and one at the end."""
 
-    def __init__(self, name: str, total: int, *, done: int = 0, unit: str = "step", every: float = 10.0) -> None:
+    def __init__(self, name: str, total: int, *, done: int = 0, unit: str = "steps", every: float = 10.0) -> None:
         self._name, self._total, self._done, self._unit, self._every = name, total, done, unit, every
-        self._start, self._first = time.monotonic(), done
-        self._last_line = self._start
+        self._start = self._last_line = time.monotonic()
+        self._marks = collections.deque([(self._start, done)], maxlen=5)  # the rate is that of the last few lines
         self._bar = None
         if jax.process_index() == 0 and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, desc=name, unit=unit, file=sys.stderr, dynamic_ncols=True)
@@ -106,9 +114,11 @@ class Progress:
             return
         now = time.monotonic()
         self._last_line = now
-        rate = (self._done - self._first) / max(now - self._start, 1e-9)
+        since, count = self._marks[0]
+        rate = (self._done - count) / max(now - since, 1e-9)
+        self._marks.append((now, self._done))
         remaining = "?" if rate == 0 else tqdm.format_interval((self._total - self._done) / rate)
-        about = f"{self._done}/{self._total} {self._unit}s, {rate:.2f} {self._unit}s/s, {remaining} left"
+        about = f"{self._done}/{self._total} {self._unit}, {rate:.2f}/s, {remaining} left"
         say(f"{self._name}: {about}{', ' if note else ''}{note}")
 
     def close(self) -> None:

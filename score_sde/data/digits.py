@@ -26,7 +26,7 @@ class Digits:
         return 17
 
     def split(self, name: str) -> Records:
-        """"train" or "test", with fields `image` and `label`."""
+        """ "train" or "test", with fields `image` and `label`."""
         from sklearn.datasets import load_digits  # slow to import, and needed by this source alone
 
         digits = load_digits()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Integer
 
 from score_sde.data import Records
 from score_sde.evaluation.frechet import frechet_distance
@@ -49,7 +49,9 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    "frechet_pixels": Metric("Fréchet distance (pixels)", "lower", lambda images, part, _: frechet_distance(images, part)),
+    "frechet_pixels": Metric(
+        "Fréchet distance (pixels)", "lower", lambda images, part, _: frechet_distance(images, part)
+    ),
     "recognition": Metric(
         "recognised as one digit", "higher", lambda images, _, recogniser: float(recogniser.recognised(images).mean())
     ),

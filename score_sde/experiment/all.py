@@ -1,4 +1,4 @@
-"""--mode=all, the default: trains, samples, computes bits/dim, evaluates and writes the report. Goes on where it was."""
+"""--mode=all, the default: trains, samples, computes bits/dim, evaluates, reports. Goes on from where it was."""
 
 from score_sde.experiment import evaluate, likelihood, sample, train
 from score_sde.experiment.base import Experiment

@@ -142,9 +142,7 @@ class Experiment:
         )
 
     def open_checkpoints(self, *, read_only: bool) -> Checkpoints:
-        return Checkpoints(
-            self.workdir.checkpoints, keep=self.training.keep_checkpoints, read_only=read_only, warn=say
-        )
+        return Checkpoints(self.workdir.checkpoints, keep=self.training.keep_checkpoints, read_only=read_only, warn=say)
 
     def denoiser(self, params: Params) -> Denoiser:
         """The trained denoiser, for inference."""

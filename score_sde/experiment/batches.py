@@ -3,14 +3,15 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from score_sde.training.interrupt import StopRequest
-from score_sde.writers import Progress, write_atomically
+from score_sde.writers import Progress, write_arrays
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]  # of NumPy arrays
 
 
 def run_batches(
@@ -26,7 +27,7 @@ def run_batches(
         discard(folder)
     current.mkdir(parents=True, exist_ok=True)
     files = [current / f"{number:06d}.npz" for number in range(count)]
-    progress = Progress(name, count, done=sum(file.exists() for file in files), unit="batch")
+    progress = Progress(name, count, done=sum(file.exists() for file in files), unit="batches")
     results = []
     for number, file in enumerate(files):
         stop.check()
@@ -36,7 +37,7 @@ def run_batches(
             continue
         arrays = compute(number)
         if jax.process_index() == 0:
-            write_atomically(file, lambda temporary, arrays=arrays: np.savez(temporary, **arrays))
+            write_arrays(file, arrays)
         results.append(arrays)
         progress.advance()
     progress.close()

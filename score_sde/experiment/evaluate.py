@@ -12,7 +12,7 @@ from score_sde.evaluation.metrics import METRICS, Reference, Score, as_unit, noi
 from score_sde.experiment import report, sample
 from score_sde.experiment.base import Experiment
 from score_sde.training.interrupt import StopRequest
-from score_sde.writers import say, write_json
+from score_sde.writers import write_json
 
 
 def run(experiment: Experiment, stop: StopRequest) -> None:

@@ -21,7 +21,7 @@ from score_sde.experiment.base import Experiment
 from score_sde.experiment.batches import Arrays, discard, run_batches
 from score_sde.likelihood import bits_per_dim, log_likelihood
 from score_sde.training.interrupt import StopRequest
-from score_sde.writers import say, write_atomically, write_json
+from score_sde.writers import say, write_arrays, write_json
 
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
@@ -38,7 +38,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
     on_test = _bits(experiment, "test", test, compiled, params, fingerprint, experiment.likelihood.repeats, stop)
     on_noise = _bits(experiment, "noise", noise, compiled, params, fingerprint, 1, stop)
     seconds = time.perf_counter() - start
-    figures = {
+    figures: dict[str, Any] = {
         "fingerprint": fingerprint,
         "step": step,
         "test": _summary(on_test),
@@ -49,15 +49,19 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         "repeats": experiment.likelihood.repeats,
         "seconds": seconds,
     }
-    arrays = {f"{key}_{field}": value for key, part in (("test", on_test), ("noise", on_noise)) for field, value in part.items()}
+    arrays = {
+        f"{key}_{field}": value
+        for key, part in (("test", on_test), ("noise", on_noise))
+        for field, value in part.items()
+    }
     if jax.process_index() == 0:
         path = experiment.workdir.reports / "likelihood.npz"
-        write_atomically(path, lambda temporary: np.savez(temporary, **arrays))
+        write_arrays(path, arrays)
         write_json(path.with_suffix(".json"), figures)
     for part in ("test", "noise"):
         discard(_folder(experiment, part))
-    test_figures: Any = figures["test"]
-    say(f"likelihood: {test_figures['bits_per_dim']:.3f} ± {test_figures['standard_error']:.3f} bits/dim on the test split")
+    bits, error = figures["test"]["bits_per_dim"], figures["test"]["standard_error"]
+    say(f"likelihood: {bits:.3f} ± {error:.3f} bits/dim on the test split")
 
 
 def read(experiment: Experiment, fingerprint: str | None) -> dict[str, Any] | None:
@@ -106,9 +110,7 @@ def _bits(
 
     name = f"likelihood {part}"
     parts = run_batches(name, _folder(experiment, part), fingerprint, repeats * per_repeat, compute, stop)
-    joined = {
-        key: np.concatenate([one[key] for one in parts]).reshape(repeats, -1)[:, :count] for key in parts[0]
-    }
+    joined = {key: np.concatenate([one[key] for one in parts]).reshape(repeats, -1)[:, :count] for key in parts[0]}
     failed = int(joined.pop("failed").sum())
     if failed:
         raise UserError(

@@ -19,7 +19,7 @@ from score_sde.experiment.pictures import grid, write_png
 from score_sde.samplers import Sampler
 from score_sde.training.interrupt import StopRequest
 from score_sde.typing import Params
-from score_sde.writers import say, write_atomically
+from score_sde.writers import say, write_arrays
 
 GRID_IMAGES = 100
 
@@ -73,8 +73,9 @@ def _run_one(
 
     folder = experiment.workdir.samples / f".{name}"
     parts = run_batches(f"sample {name}", folder, record["fingerprint"], -(-total // size), compute, stop)
-    arrays = {
-        key: np.concatenate([part[key] for part in parts])[:total] for key in ("samples", "image", "evaluations", "failed")
+    arrays: Arrays = {
+        key: np.concatenate([part[key] for part in parts])[:total]
+        for key in ("samples", "image", "evaluations", "failed")
     }
     seconds = float(sum(part["seconds"] for part in parts))
     failed = int(arrays.pop("failed").sum())
@@ -89,7 +90,7 @@ def _run_one(
     if jax.process_index() == 0:
         path = experiment.workdir.samples / f"{name}.npz"
         write_png(path.with_suffix(".png"), grid(experiment.to_uint8(arrays["image"][:GRID_IMAGES])))
-        write_atomically(path, lambda temporary: np.savez(temporary, **arrays))
+        write_arrays(path, arrays)
     discard(folder)
     say(f"sample: {name}: {total} samples, {arrays['evaluations'].mean():.0f} evaluations each, {seconds:.1f} s")
 

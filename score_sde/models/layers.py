@@ -21,9 +21,7 @@ def conv(
     in_channels: int, out_channels: int, kernel: int, *, scale: float = 1.0, dtype: Dtype, rngs: nnx.Rngs
 ) -> nnx.Conv:
     """A same-padded convolution."""
-    return nnx.Conv(
-        in_channels, out_channels, (kernel, kernel), kernel_init=initializer(scale), dtype=dtype, rngs=rngs
-    )
+    return nnx.Conv(in_channels, out_channels, (kernel, kernel), kernel_init=initializer(scale), dtype=dtype, rngs=rngs)
 
 
 def dense(in_features: int, out_features: int, *, scale: float = 1.0, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Linear:

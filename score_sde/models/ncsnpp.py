@@ -109,14 +109,14 @@ class NCSNppModule(nnx.Module):
         self.conv_in = conv(shape[-1], width, 3, dtype=dtype, rngs=rngs)
 
         height, skips, channels = shape[0], [width], width
-        down: list[tuple[ResidualBlock, AttentionBlock | None]] = []
+        down: list[list[Any]] = []
         for level, multiplier in enumerate(settings.channel_multipliers):
             if level:
-                down.append((block(channels, channels, "down"), None))
+                down.append([block(channels, channels, "down"), None])
                 height //= 2
                 skips.append(channels)
             for _ in range(settings.blocks_per_resolution):
-                down.append((block(channels, width * multiplier), attention(width * multiplier, height)))
+                down.append([block(channels, width * multiplier), attention(width * multiplier, height)])
                 channels = width * multiplier
                 skips.append(channels)
         self.down = nnx.List([nnx.List(pair) for pair in down])
@@ -125,7 +125,7 @@ class NCSNppModule(nnx.Module):
         self.middle_attention = AttentionBlock(channels, rescale=rescale, dtype=dtype, rngs=rngs)
         self.middle_out = block(channels, channels)
 
-        up: list[nnx.List] = []
+        up: list[Any] = []
         for level, multiplier in reversed(list(enumerate(settings.channel_multipliers))):
             stage: list[Any] = []
             for _ in range(settings.blocks_per_resolution + 1):
@@ -153,18 +153,21 @@ class NCSNppModule(nnx.Module):
             raise UserError("ncsnpp takes no condition")
         call_number = iter(range(1_000_000))
 
-        def run(block: ResidualBlock, h: Array) -> Array:
+        def run(block: Any, h: Array) -> Array:
             key = None if rng is None else jax.random.fold_in(rng, next(call_number))
             return block(h, embedding, train=train, rng=key)
 
         embedding = self._embedding(noise_condition)
         h = self.conv_in(x)
         skips = [h]
+        block: Any
+        attention: Any
         for block, attention in self.down:
             h = run(block, h)
             h = h if attention is None else attention(h)
             skips.append(h)
-        h = run(self.middle_out, self.middle_attention(run(self.middle_in, h)))
+        h = run(self.middle_in, h)
+        h = run(self.middle_out, self.middle_attention(h))
         for blocks, attention, resample in self.up:
             for block in blocks:
                 h = run(block, jnp.concatenate([h, skips.pop()], axis=-1))

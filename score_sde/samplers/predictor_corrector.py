@@ -14,6 +14,8 @@ Source: Song et al. 2021, appendix G (algorithms 2–5).
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -28,10 +30,10 @@ from score_sde.samplers.reverse_diffusion import ReverseDiffusion
 from score_sde.sde import expand
 from score_sde.typing import Data, Keys, Time
 
-PREDICTORS = {
+PREDICTORS: dict[str, Callable[..., Solver]] = {
     "euler_maruyama": EulerMaruyama,
     "reverse_diffusion": ReverseDiffusion,
-    "ancestral": lambda denoiser: DDIM(denoiser=denoiser, eta=1.0),
+    "ancestral": functools.partial(DDIM, eta=1.0),
 }
 CORRECTORS = ("langevin", "none")
 

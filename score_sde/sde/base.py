@@ -51,7 +51,7 @@ class SDE(abc.ABC):
 
     def check(self) -> None:
         """Raises UserError where the process's own parameters make no sense."""
-        return None
+        return
 
     @abc.abstractmethod
     def alpha(self, t: Times) -> Times:

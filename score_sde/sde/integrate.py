@@ -25,7 +25,7 @@ class Solution(NamedTuple):
 
 
 def integrate(
-    vector_field: Callable[[Float[Array, ""], Any, Any], Any],
+    vector_field: Callable[[Any, Any, Any], Any],
     y_0: Any,
     arguments: Any,
     t_0: Float[Array, ""] | float,

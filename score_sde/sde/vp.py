@@ -28,7 +28,7 @@ def integrated_beta(t: Times, beta_min: float, beta_max: float) -> Times:
 
 
 def time_of_integrated_beta(integral: Times, beta_min: float, beta_max: float) -> Times:
-    """The t with B(t) = `integral`; the root without cancellation: t = 2B / (β_min + √(β_min² + 2 (β_max − β_min) B))."""
+    """The t with B(t) = `integral`: 2B / (β_min + √(β_min² + 2 (β_max − β_min) B)), without cancellation."""
     return 2 * integral / (beta_min + jnp.sqrt(beta_min**2 + 2 * (beta_max - beta_min) * integral))
 
 

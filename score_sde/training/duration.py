@@ -21,7 +21,9 @@ class Duration:
         """Raises UserError unless `text` is a number followed by a unit."""
         match = _PATTERN.fullmatch(text) if isinstance(text, str) else None
         if match is None or match[2] not in UNITS:
-            raise UserError(f"a duration is a number and a unit ({', '.join(UNITS)}) such as '3000 steps', not {text!r}")
+            raise UserError(
+                f"a duration is a number and a unit ({', '.join(UNITS)}) such as '3000 steps', not {text!r}"
+            )
         return cls(float(match[1]), match[2])
 
     def __str__(self) -> str:

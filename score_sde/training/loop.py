@@ -33,8 +33,7 @@ class Training:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.keep_checkpoints < 1:
             raise UserError(
-                "batch_size and keep_checkpoints must be at least 1, "
-                f"not {self.batch_size}, {self.keep_checkpoints}"
+                f"batch_size and keep_checkpoints must be at least 1, not {self.batch_size}, {self.keep_checkpoints}"
             )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
