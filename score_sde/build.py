@@ -23,7 +23,7 @@ from score_sde.losses import Objective
 from score_sde.models import NETWORKS, Network
 from score_sde.samplers import SOLVERS, Sampler
 from score_sde.schema import Text
-from score_sde.sde import PROCESSES
+from score_sde.sde import PROCESSES, VP
 from score_sde.training.loop import Training
 from score_sde.training.optimiser import Optimiser
 
@@ -44,7 +44,7 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
     "model": ("name", NETWORKS),
 }
 SECTIONS = ("seed", "samplers", *SETTINGS, *TABLES)
-ANY_DENOISER = Denoiser(sde=PROCESSES["vp"](), function=lambda x_t, t, condition: x_t)
+ANY_DENOISER = Denoiser(sde=VP(), function=lambda x_t, t, condition: x_t)
 SAMPLER_KEYS = ("grid", "steps", "last")
 
 
