@@ -16,7 +16,7 @@ from score_sde.distributed import environment
 environment.prepare()  # before anything imports jax
 
 from score_sde import build, experiment  # noqa: E402
-from score_sde.errors import UserError, check_name  # noqa: E402
+from score_sde.errors import Checks, UserError  # noqa: E402
 from score_sde.training.interrupt import EXIT_STATUS, Interrupted, StopRequest  # noqa: E402
 from score_sde.training.loop import NonFiniteLoss  # noqa: E402
 
@@ -43,10 +43,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
                 raise UserError(f"{flag} needs a value")
             value = rest.pop(0)
         overrides[flag.removeprefix("--config.")] = value
-    check_name("mode", flags.mode, experiment.MODES)
-    for name in ("config", "workdir"):
-        if not getattr(flags, name):
-            raise UserError(f"--{name} is missing; see python main.py --help")
+    with Checks() as check:
+        check.name("mode", flags.mode, experiment.MODES)
+        for name in ("config", "workdir"):
+            check.that(bool(getattr(flags, name)), f"--{name} is missing; see python main.py --help")
     return flags, overrides
 
 
@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> int:
         except UserError as error:
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
-        except Interrupted:
+        except Interrupted as signal:
+            print(f"stopped by {signal}; what was done is saved, the same command goes on from there", file=sys.stderr)
             return EXIT_STATUS
         except NonFiniteLoss as error:
             print(f"error: {error}", file=sys.stderr)

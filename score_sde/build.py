@@ -167,6 +167,9 @@ def _samplers(
     samplers: dict[str, Sampler] = {}
     resolved["samplers"] = {}
     for name in dict.fromkeys((*chosen, *sections)):
+        if not name.isidentifier():
+            problems.append(f"samplers: {name!r} is no name; use letters, digits and _ (it becomes a file's name)")
+            continue
         values = dict(sections.get(name, {}))
         solver_name = str(values.pop("solver", name))
         if solver_name not in SOLVERS:

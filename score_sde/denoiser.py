@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from score_sde.errors import UserError, check_name
+from score_sde.errors import Checks
 from score_sde.sde import SDE, expand
 from score_sde.typing import Condition, Data, NetworkApply, Params, PerSample, Time
 
@@ -121,11 +121,11 @@ class Parameterisation:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        check_name("prediction", self.prediction, PREDICTIONS)
-        check_name("noise_condition", self.noise_condition, NOISE_CONDITIONS)
-        check_name("input_scale", self.input_scale, INPUT_SCALES)
-        if not self.sigma_data > 0:
-            raise UserError(f"sigma_data must be positive, not {self.sigma_data}")
+        with Checks() as check:
+            check.name("prediction", self.prediction, PREDICTIONS)
+            check.name("noise_condition", self.noise_condition, NOISE_CONDITIONS)
+            check.name("input_scale", self.input_scale, INPUT_SCALES)
+            check.that(self.sigma_data > 0, f"sigma_data must be positive, not {self.sigma_data}")
 
     def denoiser(
         self, sde: SDE, apply: NetworkApply, params: Params, *, train: bool = False, rng: Any = None

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from score_sde import rng
 from score_sde.denoiser import Denoiser
-from score_sde.errors import check_name
+from score_sde.errors import Checks
 from score_sde.sde import SDE
 from score_sde.typing import Condition, Data, Keys, PerSample, Time
 
@@ -38,7 +38,8 @@ class Objective:
     weighting: str = "sigma2"
 
     def __post_init__(self) -> None:
-        check_name("weighting", self.weighting, WEIGHTINGS)
+        with Checks() as check:
+            check.name("weighting", self.weighting, WEIGHTINGS)
 
     def __call__(self, denoiser: Denoiser, x_0: Data, condition: Condition, keys: Keys) -> PerSample:
         """The loss of each sample, `(batch,)`; one draw of t and ε per sample."""

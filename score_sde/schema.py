@@ -5,6 +5,7 @@ A problem is collected as one phrase, so that all of them can be named at once.
 
 import ast
 import dataclasses
+import math
 import types
 import typing
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from score_sde.errors import UserError, closest
 from score_sde.training.duration import Duration
 
 T = TypeVar("T")
-_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "True or False"}
+_NAMES = {int: "an integer", float: "a finite number", str: "a string", bool: "True or False"}
 
 
 class Text(str):
@@ -45,13 +46,11 @@ def build(cls: type[T], values: dict[str, Any], where: str, problems: list[str])
     """An instance of `cls`, or None with the reason added to `problems`."""
     before = len(problems)
     converted = read(cls, values, where, problems)
-    if len(problems) > before:
-        return None
     try:
-        return cls(**converted)
+        built = cls(**converted)  # also after a problem, so that values out of range are named with it
     except UserError as error:
         problems.append(f"{where}: {error}")
-        return None
+    return built if len(problems) == before else None
 
 
 def convert(value: Any, hint: Any) -> Any:
@@ -73,7 +72,7 @@ def convert(value: Any, hint: Any) -> Any:
         return literal
     if hint is int and isinstance(literal, int) and not isinstance(literal, bool):
         return literal
-    if hint is float and isinstance(literal, int | float) and not isinstance(literal, bool):
+    if hint is float and isinstance(literal, int | float) and not isinstance(literal, bool) and math.isfinite(literal):
         return float(literal)
     raise UserError(f"must be {_NAMES[hint]}, not {value if isinstance(value, Text) else repr(value)}")
 

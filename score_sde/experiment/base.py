@@ -16,7 +16,8 @@ from score_sde.checkpoint import Checkpoints
 from score_sde.data import Levels, Records, Source
 from score_sde.denoiser import Denoiser, Parameterisation
 from score_sde.distributed.mesh import replicated
-from score_sde.errors import UserError, check_name
+from score_sde.errors import Checks
+from score_sde.evaluation.metrics import METRICS
 from score_sde.experiment.workdir import Workdir
 from score_sde.losses import Objective
 from score_sde.models import Network
@@ -42,10 +43,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1 or self.batch_size < 1:
-            raise UserError(f"num_samples and batch_size must be at least 1, not {self.num_samples}, {self.batch_size}")
-        if not self.samplers or len(set(self.samplers)) != len(self.samplers):
-            raise UserError(f"samplers must name at least one sampler, each once, not {self.samplers}")
+        with Checks() as check:
+            check.that(self.num_samples >= 1, f"num_samples must be at least 1, not {self.num_samples}")
+            check.that(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")
+            once = len(set(self.samplers)) == len(self.samplers) > 0
+            check.that(once, f"samplers must name at least one sampler, each once, not {self.samplers}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,13 +62,11 @@ class Likelihood:
     noise_images: int = 64
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.repeats < 1 or self.noise_images < 1:
-            raise UserError(
-                "batch_size, repeats and noise_images must be at least 1, "
-                f"not {self.batch_size}, {self.repeats}, {self.noise_images}"
-            )
-        if not (self.rtol > 0 and self.atol > 0):
-            raise UserError(f"rtol and atol must be positive, not {self.rtol}, {self.atol}")
+        with Checks() as check:
+            for name in ("batch_size", "repeats", "noise_images"):
+                check.that(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+            for name in ("rtol", "atol"):
+                check.that(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,10 +76,9 @@ class Evaluation:
     metrics: tuple[str, ...] = ("frechet_pixels", "recognition")
 
     def __post_init__(self) -> None:
-        from score_sde.evaluation.metrics import METRICS
-
-        for name in self.metrics:
-            check_name("metric", name, METRICS)
+        with Checks() as check:
+            for name in self.metrics:
+                check.name("metric", name, METRICS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from score_sde.errors import UserError, check_name
+from score_sde.errors import Checks, UserError
 from score_sde.models.layers import (
     AttentionBlock,
     FourierEmbedding,
@@ -48,16 +48,19 @@ class NCSNpp:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        check_name("embedding", self.embedding, EMBEDDINGS)
-        check_name("dtype", self.dtype, DTYPES)
-        if self.channels < 8 or self.channels % 4:
-            raise UserError(f"channels must be a multiple of 4 and at least 8, not {self.channels}")
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise UserError(f"channel_multipliers must be positive and at least one, not {self.channel_multipliers}")
-        if self.blocks_per_resolution < 1:
-            raise UserError(f"blocks_per_resolution must be at least 1, not {self.blocks_per_resolution}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must lie in [0, 1), not {self.dropout}")
+        with Checks() as check:
+            check.name("embedding", self.embedding, EMBEDDINGS)
+            check.name("dtype", self.dtype, DTYPES)
+            width = self.channels >= 8 and self.channels % 4 == 0
+            check.that(width, f"channels must be a multiple of 4 and at least 8, not {self.channels}")
+            multipliers = self.channel_multipliers
+            check.that(
+                len(multipliers) > 0 and min(multipliers) >= 1,
+                f"channel_multipliers must be at least one positive number, not {multipliers}",
+            )
+            blocks = self.blocks_per_resolution
+            check.that(blocks >= 1, f"blocks_per_resolution must be at least 1, not {blocks}")
+            check.that(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""

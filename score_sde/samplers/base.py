@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from score_sde import rng
 from score_sde.denoiser import Denoiser
-from score_sde.errors import UserError, check_name
+from score_sde.errors import Checks
 from score_sde.typing import Data, Keys, Time
 
 LAST_STEPS = ("none", "mean", "denoise")
@@ -86,10 +86,11 @@ def run(solver: Solver, x_T: Data, grid: Float[np.ndarray, "times"], keys: Keys,
     grid: decreasing float64 times of at least two entries, from `samplers.grids`. keys: one per sample.
     Raises UserError for an unknown `last` or a grid that does not decrease.
     """
-    check_name("last-step rule", last, LAST_STEPS)
     times = np.asarray(grid, np.float32)
-    if len(times) < 2 or not np.all(np.diff(times) < 0):
-        raise UserError("a grid needs at least two times, decreasing and distinct in float32")
+    with Checks() as check:
+        check.name("last-step rule", last, LAST_STEPS)
+        decreasing = len(times) >= 2 and bool(np.all(np.diff(times) < 0))
+        check.that(decreasing, "a grid needs at least two times, decreasing and distinct in float32")
     ones = jnp.ones(x_T.shape[0], jnp.float32)
 
     def body(carry: Carry, step):

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from score_sde import rng
-from score_sde.errors import UserError, check_name
+from score_sde.errors import Checks
 from score_sde.samplers.base import Carry, Solver
 from score_sde.samplers.ddim import DDIM
 from score_sde.samplers.euler_maruyama import EulerMaruyama
@@ -51,12 +51,11 @@ class PredictorCorrector(Solver):
     snr: float = 0.16
 
     def __post_init__(self) -> None:
-        check_name("predictor", self.predictor, PREDICTORS)
-        check_name("corrector", self.corrector, CORRECTORS)
-        if not (self.corrector_steps >= 1 and self.snr > 0):
-            raise UserError(
-                f"corrector_steps must be at least 1 and snr positive, not {self.corrector_steps}, {self.snr}"
-            )
+        with Checks() as check:
+            check.name("predictor", self.predictor, PREDICTORS)
+            check.name("corrector", self.corrector, CORRECTORS)
+            check.that(self.corrector_steps >= 1, f"corrector_steps must be at least 1, not {self.corrector_steps}")
+            check.that(self.snr > 0, f"snr must be positive, not {self.snr}")
 
     @property
     def _moves(self) -> int:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from score_sde.errors import UserError
+from score_sde.errors import Checks
 from score_sde.samplers.base import Carry, Solver, advance
 from score_sde.sde import integrate, reverse
 from score_sde.typing import Keys, Time
@@ -28,8 +28,9 @@ class ProbabilityFlowODE(Solver):
     atol: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not (self.rtol > 0 and self.atol > 0):
-            raise UserError(f"rtol and atol must be positive, not {self.rtol}, {self.atol}")
+        with Checks() as check:
+            check.that(self.rtol > 0, f"rtol must be positive, not {self.rtol}")
+            check.that(self.atol > 0, f"atol must be positive, not {self.atol}")
 
     @property
     def evaluations_per_step(self) -> None:

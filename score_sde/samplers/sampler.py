@@ -5,7 +5,7 @@ from typing import Any
 
 from score_sde import rng
 from score_sde.denoiser import Denoiser
-from score_sde.errors import UserError, check_name
+from score_sde.errors import Checks
 from score_sde.samplers.base import LAST_STEPS, Samples, Solver, run
 from score_sde.samplers.grids import GRIDS
 from score_sde.typing import Keys
@@ -22,10 +22,10 @@ class Sampler:
     last: str = "none"
 
     def __post_init__(self) -> None:
-        check_name("grid", self.grid, GRIDS)
-        check_name("last-step rule", self.last, LAST_STEPS)
-        if self.steps < 1:
-            raise UserError(f"steps must be at least 1, not {self.steps}")
+        with Checks() as check:
+            check.name("grid", self.grid, GRIDS)
+            check.name("last-step rule", self.last, LAST_STEPS)
+            check.that(self.steps >= 1, f"steps must be at least 1, not {self.steps}")
 
     def __call__(self, denoiser: Denoiser, keys: Keys, shape: tuple[int, ...]) -> Samples:
         """One sample of `shape` per key. Traceable."""

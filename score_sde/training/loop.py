@@ -10,7 +10,7 @@ import numpy as np
 
 from score_sde.checkpoint import Checkpoints
 from score_sde.data.pipeline import Prefetched
-from score_sde.errors import UserError
+from score_sde.errors import Checks
 from score_sde.training.duration import Duration
 from score_sde.training.interrupt import Interrupted, StopRequest
 from score_sde.training.state import TrainState, Window
@@ -31,15 +31,12 @@ class Training:
     keep_checkpoints: int = 3
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.keep_checkpoints < 1:
-            raise UserError(
-                f"batch_size and keep_checkpoints must be at least 1, not {self.batch_size}, {self.keep_checkpoints}"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
-        for name in ("duration", "log_every", "sample_every", "save_every"):
-            if not getattr(self, name).amount > 0:
-                raise UserError(f"{name} must be more than 0, not '{getattr(self, name)}'")
+        with Checks() as check:
+            check.that(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")
+            check.that(self.keep_checkpoints >= 1, f"keep_checkpoints must be at least 1, not {self.keep_checkpoints}")
+            check.that(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), not {self.ema_decay}")
+            for name in ("duration", "log_every", "sample_every", "save_every"):
+                check.that(getattr(self, name).amount > 0, f"{name} must be more than 0, not '{getattr(self, name)}'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +95,7 @@ def train(
                 last_saved = done
             if stop.requested:
                 checkpoints.wait()
-                say(f"{stop.requested}: step {done} is saved; the same command goes on from there")
+                say(f"train: step {done} is saved")
                 raise Interrupted(stop.requested)
             if done >= every.total:
                 checkpoints.wait()
@@ -119,7 +116,8 @@ def _read(window: Window, checkpoints: Checkpoints) -> dict[str, float]:
         checkpoints.wait()
         good = checkpoints.steps()
         kept = f"the last good checkpoint is step {good[-1]}" if good else "there is no checkpoint yet"
-        raise NonFiniteLoss(f"loss {float(host.bad_loss)} at step {int(host.bad_step)}: training stopped; {kept}")
+        values = f"loss {float(host.bad_loss)}, gradient norm {float(host.bad_gradient_norm)}"
+        raise NonFiniteLoss(f"{values} at step {int(host.bad_step)}: training stopped; {kept}")
     count = max(int(host.count), 1)
     means = {"loss": host.loss / count, "gradient_norm": host.gradient_norm / count}
     return {name: float(np.float32(value)) for name, value in means.items()}

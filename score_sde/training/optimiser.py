@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import optax
 
-from score_sde.errors import UserError, check_name
+from score_sde.errors import Checks
 from score_sde.training.duration import Duration
 
 SCHEDULES = ("constant", "cosine")
@@ -30,20 +30,19 @@ class Optimiser:
     gradient_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        check_name("optimiser", self.name, OPTIMISERS)
-        check_name("schedule", self.schedule, SCHEDULES)
-        if not self.learning_rate > 0:
-            raise UserError(f"learning_rate must be positive, not {self.learning_rate}")
-        if not (0 <= self.beta_1 < 1 and 0 <= self.beta_2 < 1):
-            raise UserError(f"beta_1 and beta_2 must lie in [0, 1), not {self.beta_1}, {self.beta_2}")
-        if not self.epsilon > 0:
-            raise UserError(f"epsilon must be positive, not {self.epsilon}")
-        if not (self.weight_decay >= 0 and self.gradient_clip >= 0):
-            raise UserError(
-                f"weight_decay and gradient_clip must be at least 0, not {self.weight_decay}, {self.gradient_clip}"
+        with Checks() as check:
+            check.name("name", self.name, OPTIMISERS)
+            check.name("schedule", self.schedule, SCHEDULES)
+            check.that(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
+            check.that(0 <= self.beta_1 < 1, f"beta_1 must lie in [0, 1), not {self.beta_1}")
+            check.that(0 <= self.beta_2 < 1, f"beta_2 must lie in [0, 1), not {self.beta_2}")
+            check.that(self.epsilon > 0, f"epsilon must be positive, not {self.epsilon}")
+            check.that(self.gradient_clip >= 0, f"gradient_clip must be at least 0, not {self.gradient_clip}")
+            check.that(self.weight_decay >= 0, f"weight_decay must be at least 0, not {self.weight_decay}")
+            check.that(
+                self.name == "adamw" or not self.weight_decay,
+                f"weight_decay={self.weight_decay} needs name 'adamw', not {self.name!r}",
             )
-        if self.weight_decay and self.name != "adamw":
-            raise UserError(f"weight_decay={self.weight_decay} needs name 'adamw', not {self.name!r}")
 
     def rate(self, warmup_steps: int, total_steps: int) -> optax.Schedule:
         """The learning rate by step."""

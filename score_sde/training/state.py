@@ -16,7 +16,7 @@ from score_sde.typing import Params
 class Window:
     """Sums since metrics were last logged, kept on the device so that the host need not read every step.
 
-    bad_step: the first step whose loss or gradient was not finite, −1 if none; bad_loss: that loss.
+    bad_step: the first step whose loss or gradient was not finite, −1 if none; bad_loss, bad_gradient_norm: of it.
     """
 
     count: Int[Array, ""]
@@ -24,11 +24,12 @@ class Window:
     gradient_norm: Float[Array, ""]
     bad_step: Int[Array, ""]
     bad_loss: Float[Array, ""]
+    bad_gradient_norm: Float[Array, ""]
 
     @staticmethod
     def empty() -> "Window":
         zero = lambda: jnp.zeros((), jnp.float32)  # a buffer of its own each time, so that all can be donated
-        return Window(jnp.zeros((), jnp.int32), zero(), zero(), jnp.full((), -1, jnp.int32), zero())
+        return Window(jnp.zeros((), jnp.int32), zero(), zero(), jnp.full((), -1, jnp.int32), zero(), zero())
 
     def add(self, step: Int[Array, ""], loss: Float[Array, ""], gradient_norm: Float[Array, ""]) -> "Window":
         """With one more step's figures."""
@@ -39,6 +40,7 @@ class Window:
             self.gradient_norm + gradient_norm,
             jnp.where(bad, step, self.bad_step),
             jnp.where(bad, loss, self.bad_loss),
+            jnp.where(bad, gradient_norm, self.bad_gradient_norm),
         )
 
 
