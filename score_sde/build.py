@@ -21,6 +21,7 @@ from score_sde.experiment.base import Evaluation, Experiment, Likelihood, Sampli
 from score_sde.experiment.workdir import Workdir
 from score_sde.losses import Objective
 from score_sde.models import NETWORKS, Network
+from score_sde.rng import SEEDS
 from score_sde.samplers import SOLVERS, Sampler
 from score_sde.schema import Text
 from score_sde.sde import PROCESSES, VP
@@ -46,6 +47,7 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
 SECTIONS = ("seed", "samplers", *SETTINGS, *TABLES)
 ANY_DENOISER = Denoiser(sde=VP(), function=lambda x_t, t, condition: x_t)
 SAMPLER_KEYS = ("grid", "steps", "last")
+BASELINES = ("real", "noise")  # rows of the report beside the samplers'
 
 
 def load_config(argument: str) -> ml_collections.ConfigDict:
@@ -114,7 +116,10 @@ def _merged(config: dict[str, Any], overrides: dict[str, str], problems: list[st
             problems.append(f"{section} must be a section, not {value!r}")
             value = {}
         merged[section] = dict(value)
-    merged["samplers"] = {name: dict(value) for name, value in merged["samplers"].items()}
+    for name, value in merged["samplers"].items():
+        if not isinstance(value, dict):
+            problems.append(f"samplers.{name} must be a section, not {value!r}")
+    merged["samplers"] = {k: dict(value) if isinstance(value, dict) else {} for k, value in merged["samplers"].items()}
     merged["seed"] = config.get("seed", 0)
     problems += [f"unknown key {key} ({closest(key, SECTIONS)})" for key in config if key not in SECTIONS]
     for section, (key, _) in TABLES.items():
@@ -145,18 +150,25 @@ def _row(section: str, values: dict[str, Any], problems: list[str]) -> Any:
     key, table = TABLES[section]
     values = dict(values)
     name = values.pop(key, None)
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         problems.append(f"{section}.{key}: unknown {name!r} ({closest(name, table)})")
         return None
-    return schema.build(table[name], values, section, problems)
+    known = (key, *schema.fields_of(table[name]))
+    unknown = [each for each in values if each not in known]
+    problems += [f"unknown key {section}.{each} ({closest(each, known)})" for each in unknown]
+    built = schema.build(table[name], {each: values[each] for each in values if each in known}, section, problems)
+    return None if unknown else built
 
 
 def _seed(value: Any, problems: list[str]) -> int:
     try:
-        return schema.convert(value, int)
+        seed = schema.convert(value, int)
     except UserError as error:
         problems.append(f"seed: {error}")
         return 0
+    if seed not in SEEDS:
+        problems.append(f"seed must lie in [0, 2**32), not {seed}")
+    return seed
 
 
 def _samplers(
@@ -169,6 +181,9 @@ def _samplers(
     for name in dict.fromkeys((*chosen, *sections)):
         if not name.isidentifier():
             problems.append(f"samplers: {name!r} is no name; use letters, digits and _ (it becomes a file's name)")
+            continue
+        if name in BASELINES:
+            problems.append(f"samplers: {name!r} is what a baseline is called in the report; use another name")
             continue
         values = dict(sections.get(name, {}))
         solver_name = str(values.pop("solver", name))

@@ -7,8 +7,10 @@ and goes back to the one before it. Restored arrays take the sharding of the tar
 """
 
 import dataclasses
+import json
 import logging
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,8 @@ class Checkpoints:
     def save(self, state: TrainState, data: Any) -> None:
         """Starts saving; returns when the state may be donated."""
         train, average = _split(state)
-        rest = {"data": data, "checksum": {"train": _checksum(train), "ema": _checksum(average)}}
+        checksums = {"train": _checksum(train), "ema": _checksum(average), "data": _text_checksum(data)}
+        rest = {"data": data, "checksum": checksums}
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
@@ -139,8 +142,11 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(**arguments, rest=ocp.args.JsonRestore()))
             rest = restored["rest"]
             expected = {name: rest["checksum"][name] for name in targets}
+            intact = _text_checksum(rest["data"]) == rest["checksum"]["data"]
         except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
             raise Damaged(str(error).strip().splitlines()[0][:120] if str(error).strip() else repr(error)) from error
+        if not intact:
+            raise Damaged("the checksum of 'data' does not match")
         for name in targets:
             if _checksum(restored[name]) != expected[name]:
                 raise Damaged(f"the checksum of {name!r} does not match")
@@ -175,6 +181,11 @@ def _checksum(tree: Any) -> int:
     for number, value in enumerate(jax.device_get([_leaf_checksum(leaf) for leaf in jax.tree.leaves(tree)])):
         total = (total + (2 * number + 1) * int(value)) % 2**32
     return total
+
+
+def _text_checksum(value: Any) -> int:
+    """The same of plain data."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def _name(path: Any) -> str:

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from score_sde.typing import Keys
 
+SEEDS = range(2**32)  # what both jax and grain take
+
 
 def stream(seed: int, name: str) -> Key[Array, ""]:
     """The root key of the random stream `name`."""

@@ -72,7 +72,7 @@ def convert(value: Any, hint: Any) -> Any:
         return literal
     if hint is int and isinstance(literal, int) and not isinstance(literal, bool):
         return literal
-    if hint is float and isinstance(literal, int | float) and not isinstance(literal, bool) and math.isfinite(literal):
+    if hint is float and isinstance(literal, int | float) and not isinstance(literal, bool) and _is_finite(literal):
         return float(literal)
     raise UserError(f"must be {_NAMES[hint]}, not {value if isinstance(value, Text) else repr(value)}")
 
@@ -97,8 +97,15 @@ def _tuple(value: Any, entry: Any) -> tuple[Any, ...]:
     return tuple(convert(part, entry) for part in value)
 
 
+def _is_finite(number: int | float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer larger than any float
+        return False
+
+
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that it raises for bad text
         return text

@@ -46,6 +46,7 @@ class Sampling:
         with Checks() as check:
             check.that(self.num_samples >= 1, f"num_samples must be at least 1, not {self.num_samples}")
             check.that(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")
+            check.that(self.seed in rng.SEEDS, f"seed must lie in [0, 2**32), not {self.seed}")
             once = len(set(self.samplers)) == len(self.samplers) > 0
             check.that(once, f"samplers must name at least one sampler, each once, not {self.samplers}")
 

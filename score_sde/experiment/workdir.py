@@ -28,11 +28,17 @@ class Workdir:
 
     def check(self, config: dict[str, Any], *, needs_checkpoint: bool) -> None:
         """Raises UserError unless the directory can be used for `config`; changes nothing."""
+        try:
+            self.path.exists()
+        except OSError as error:
+            raise UserError(f"--workdir={self.path} cannot be written: {error.strerror}") from error
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={self.path} is not a directory")
         existing = next(parent for parent in [self.path, *self.path.absolute().parents] if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise UserError(f"--workdir={self.path} cannot be written: {existing} is not a writable directory")
+        if self.checkpoints.exists() and not self.checkpoints.is_dir():
+            raise UserError(f"{self.checkpoints} is not a directory; use another --workdir")
         if self.config.exists():
             self._check_same(config)
         elif self.path.is_dir() and self.checkpoints.exists():

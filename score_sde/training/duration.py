@@ -1,6 +1,7 @@
 """Durations that carry their unit: "3000 steps", "20 epochs", "200000 images"."""
 
 import dataclasses
+import math
 import re
 
 from score_sde.errors import UserError
@@ -20,7 +21,7 @@ class Duration:
     def parse(cls, text: object) -> "Duration":
         """Raises UserError unless `text` is a number followed by a unit."""
         match = _PATTERN.fullmatch(text) if isinstance(text, str) else None
-        if match is None or match[2] not in UNITS:
+        if match is None or match[2] not in UNITS or not math.isfinite(float(match[1])):
             raise UserError(
                 f"a duration is a number and a unit ({', '.join(UNITS)}) such as '3000 steps', not {text!r}"
             )
