@@ -29,18 +29,20 @@ def run_batches(
     files = [current / f"{number:06d}.npz" for number in range(count)]
     progress = Progress(name, count, done=sum(file.exists() for file in files), unit="batches")
     results = []
-    for number, file in enumerate(files):
-        stop.check()
-        if file.exists():
-            with np.load(file, allow_pickle=False) as stored:
-                results.append(dict(stored))
-            continue
-        arrays = compute(number)
-        if jax.process_index() == 0:
-            write_arrays(file, arrays)
-        results.append(arrays)
-        progress.advance()
-    progress.close()
+    try:
+        for number, file in enumerate(files):
+            stop.check()
+            if file.exists():
+                with np.load(file, allow_pickle=False) as stored:
+                    results.append(dict(stored))
+                continue
+            arrays = compute(number)
+            if jax.process_index() == 0:
+                write_arrays(file, arrays)
+            results.append(arrays)
+            progress.advance()
+    finally:
+        progress.close()
     return results
 
 

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C as a request to stop at the next safe point; a second Ctrl-C stops at once."""
 
+import os
 import signal
 from types import FrameType
 
@@ -26,6 +27,8 @@ class StopRequest:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
+        notice = f"\n{self.requested}: finishing the current step or batch; once more to stop at once\n"
+        os.write(2, notice.encode())  # print is not safe in a signal handler
         signal.signal(number, self._previous[signal.Signals(number)])
 
     def check(self) -> None:
