@@ -46,7 +46,7 @@ def get_config(sde: str = "vp") -> ConfigDict:
             "keep_checkpoints": 2,
         }
     )
-    config.sampling = ConfigDict({"samplers": ("pc", "ode", "ddim"), "num_samples": 500, "batch_size": 250})
+    config.sampling = ConfigDict({"samplers": ("pc", "ode", "ddim"), "num_samples": 500, "batch_size": 256})
     config.samplers = ConfigDict(
         {
             "pc": {"solver": "pc", "steps": 100, "last": "denoise", "snr": 0.16},
@@ -54,7 +54,7 @@ def get_config(sde: str = "vp") -> ConfigDict:
             "ddim": {"solver": "ddim", "steps": 50, "last": "denoise"},
         }
     )
-    config.likelihood = ConfigDict({"batch_size": 250, "rtol": 1e-3, "atol": 1e-3, "repeats": 1, "noise_images": 64})
+    config.likelihood = ConfigDict({"batch_size": 256, "rtol": 1e-3, "atol": 1e-3, "repeats": 1, "noise_images": 64})
     config.mesh = ConfigDict({"data": -1})
     config.lock()
     return config

@@ -25,8 +25,6 @@ from score_sde.typing import Params
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each step of its work there
 
-ITEMS = ("train", "ema", "rest")
-
 
 class Damaged(Exception):
     """A checkpoint whose content is not what was saved."""
@@ -54,7 +52,13 @@ class Checkpoints:
             cleanup_tmp_directories=not self._read_only,
             read_only=self._read_only,
         )
-        return ocp.CheckpointManager(self._directory.absolute(), options=options, item_names=ITEMS)
+        # Without its handler, orbax gives no metadata of an item that it has neither saved nor restored.
+        handlers = {
+            "train": ocp.StandardCheckpointHandler(),
+            "ema": ocp.StandardCheckpointHandler(),
+            "rest": ocp.JsonCheckpointHandler(),
+        }
+        return ocp.CheckpointManager(self._directory.absolute(), options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
         """The complete checkpoints, oldest first."""

@@ -56,9 +56,13 @@ class Solver(abc.ABC):
     """
 
     order: ClassVar[int]
-    stochastic: ClassVar[bool]
 
     denoiser: Denoiser
+
+    @property
+    @abc.abstractmethod
+    def stochastic(self) -> bool:
+        """Whether steps draw noise."""
 
     @property
     @abc.abstractmethod

@@ -25,13 +25,16 @@ class DDIM(Solver):
     """DDIM with stochasticity 0 ≤ eta ≤ 1. See the module."""
 
     order: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
 
     eta: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta must lie in [0, 1], not {self.eta}")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
 
     @property
     def evaluations_per_step(self) -> int:

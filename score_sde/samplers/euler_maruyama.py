@@ -22,13 +22,16 @@ class EulerMaruyama(Solver):
     """Euler–Maruyama with stochasticity eta ≥ 0. See the module."""
 
     order: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
 
     eta: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.eta >= 0:
             raise UserError(f"eta must be at least 0, not {self.eta}")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
 
     @property
     def evaluations_per_step(self) -> int:

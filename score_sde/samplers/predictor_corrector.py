@@ -43,7 +43,6 @@ class PredictorCorrector(Solver):
     """A predictor with `corrector_steps` Langevin moves of signal-to-noise ratio `snr` before it. See the module."""
 
     order: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
 
     predictor: str = "reverse_diffusion"
     corrector: str = "langevin"
@@ -60,6 +59,10 @@ class PredictorCorrector(Solver):
     @property
     def _moves(self) -> int:
         return 0 if self.corrector == "none" else self.corrector_steps
+
+    @property
+    def stochastic(self) -> bool:
+        return True
 
     @property
     def evaluations_per_step(self) -> int:

@@ -22,7 +22,6 @@ class ProbabilityFlowODE(Solver):
     """Adaptive integration (Tsitouras 5(4)) of the probability-flow ODE. See the module."""
 
     order: ClassVar[int] = 5
-    stochastic: ClassVar[bool] = False
 
     rtol: float = 1e-3
     atol: float = 1e-3
@@ -31,6 +30,10 @@ class ProbabilityFlowODE(Solver):
         with Checks() as check:
             check.that(self.rtol > 0, f"rtol must be positive, not {self.rtol}")
             check.that(self.atol > 0, f"atol must be positive, not {self.atol}")
+
+    @property
+    def stochastic(self) -> bool:
+        return False
 
     @property
     def evaluations_per_step(self) -> None:

@@ -22,7 +22,10 @@ class ReverseDiffusion(Solver):
     """The reverse diffusion predictor. See the module."""
 
     order: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
+
+    @property
+    def stochastic(self) -> bool:
+        return True
 
     @property
     def evaluations_per_step(self) -> int:
