@@ -115,7 +115,7 @@ class Checkpoints:
                 continue  # damaged: dealt with where it is restored
             if saved is None:
                 continue
-            found = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(saved)}
+            found = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(saved.tree)}
             wanted = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(target.ema)}
             if found == wanted:
                 return

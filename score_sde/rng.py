@@ -5,6 +5,7 @@ Keys are typed (`jax.random.key`). A batch carries one key per sample.
 """
 
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +36,9 @@ def child(keys: Keys, number: Int[Array, ""] | int) -> Keys:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
 
 
-def normal(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "batch *shape"]:
+def normal(keys: Keys, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Float[Array, "batch *shape"]:
     """Standard normal, `shape` per sample."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
 
 def uniform(keys: Keys, shape: tuple[int, ...] = ()) -> Float[Array, "batch *shape"]:

@@ -1,6 +1,9 @@
 r"""Discrete data and the continuous values that a diffusion model sees.
 
 K levels k = 0 … K−1 become x = 2 (k + u)/K − 1 with u ~ U[0, 1): uniformly dequantised, in [−1, 1).
+
+In float32, x is rounded by up to 6e-8: a draw within 1e-5 (K = 256) of an end of [0, 1) may land on the
+interval's edge, and so in the next.
 """
 
 import dataclasses

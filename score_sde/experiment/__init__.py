@@ -13,18 +13,19 @@ from score_sde.training.interrupt import StopRequest
 
 
 class Mode(NamedTuple):
-    """run: the mode. needs_checkpoint: whether a trained model must be there already."""
+    """run: the mode. needs_checkpoint: whether a trained model must be there already. check: of its settings."""
 
     run: Callable[[Experiment, StopRequest], None]
     needs_checkpoint: bool
+    check: Callable[[Experiment], None] = lambda _: None
 
 
 MODES: dict[str, Mode] = {
     "train": Mode(train.run, False),
     "sample": Mode(sample.run, True),
-    "evaluate": Mode(evaluate.run, True),
+    "evaluate": Mode(evaluate.run, True, evaluate.check),
     "likelihood": Mode(likelihood.run, True),
-    "all": Mode(all_modes.run, False),
+    "all": Mode(all_modes.run, False, evaluate.check),
 }
 
 
@@ -34,6 +35,7 @@ def run(name: str, experiment: Experiment, stop: StopRequest) -> None:
     Raises UserError with nothing changed, Interrupted with everything saved.
     """
     mode, workdir = MODES[name], experiment.workdir
+    mode.check(experiment)
     workdir.check(experiment.config, needs_checkpoint=mode.needs_checkpoint)
     if workdir.checkpoints.exists():
         checkpoints = experiment.open_checkpoints(read_only=True)

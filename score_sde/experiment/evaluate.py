@@ -8,11 +8,18 @@ from typing import Any
 
 import jax
 
+from score_sde.errors import UserError
 from score_sde.evaluation.metrics import METRICS, Reference, Score, as_unit, noise_images, real_score, score
 from score_sde.experiment import report, sample
 from score_sde.experiment.base import Experiment
 from score_sde.training.interrupt import StopRequest
 from score_sde.writers import write_json
+
+
+def check(experiment: Experiment) -> None:
+    """Raises UserError where there is too little to score."""
+    if experiment.sampling.num_samples < 2:
+        raise UserError("sampling.num_samples must be at least 2 to evaluate samples, not 1")
 
 
 def run(experiment: Experiment, stop: StopRequest) -> None:

@@ -25,12 +25,12 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
     total = experiment.training_steps
     checkpoints = experiment.open_checkpoints(read_only=False)
     try:
-        if checkpoints.steps() and checkpoints.steps()[-1] >= total:
-            say(f"train: already at step {checkpoints.steps()[-1]} of {total}")
-            return
         batches = _batches(experiment)
         state = _initial(experiment, checkpoints, batches)
         done = int(state.step)
+        if done >= total:  # said of what could be restored: a damaged last checkpoint is trained again
+            say(f"train: already at step {done} of {total}")
+            return
         metrics = MetricWriter(experiment.workdir.path, resumed_at=done)
         try:
             train(
@@ -75,7 +75,8 @@ def _initial(experiment: Experiment, checkpoints, batches: Prefetched) -> TrainS
     restored = checkpoints.restore(experiment.abstract_state())
     if restored is not None:
         batches.restore(restored.data)
-        say(f"train: going on from step {int(restored.state.step)} of {experiment.training_steps}")
+        if int(restored.state.step) < experiment.training_steps:
+            say(f"train: going on from step {int(restored.state.step)} of {experiment.training_steps}")
         return restored.state
     state = jax.jit(experiment.init_state, out_shardings=replicated(experiment.mesh))()
     say(parameter_overview.get_parameter_overview(state.params, include_stats=False))

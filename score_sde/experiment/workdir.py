@@ -60,6 +60,8 @@ class Workdir:
             saved = json.loads(self.config.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{self.config} cannot be read: {error}") from error
+        if not isinstance(saved, dict):
+            raise UserError(f"{self.config} cannot be read: it holds no config")
         old, new = _fixed(saved), _fixed(config)
         different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         if different:

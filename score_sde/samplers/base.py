@@ -90,12 +90,12 @@ def run(solver: Solver, x_T: Data, grid: Float[np.ndarray, "times"], keys: Keys,
     grid: decreasing float64 times of at least two entries, from `samplers.grids`. keys: one per sample.
     Raises UserError for an unknown `last` or a grid that does not decrease.
     """
-    times = np.asarray(grid, np.float32)
+    times = np.asarray(grid, x_T.dtype)
     with Checks() as check:
         check.name("last-step rule", last, LAST_STEPS)
         decreasing = len(times) >= 2 and bool(np.all(np.diff(times) < 0))
-        check.that(decreasing, "a grid needs at least two times, decreasing and distinct in float32")
-    ones = jnp.ones(x_T.shape[0], jnp.float32)
+        check.that(decreasing, "a grid needs at least two times, decreasing and distinct in the state's precision")
+    ones = jnp.ones(x_T.shape[0], x_T.dtype)
 
     def body(carry: Carry, step):
         t, s, number = step

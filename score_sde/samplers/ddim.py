@@ -50,5 +50,5 @@ class DDIM(Solver):
         mean = expand(alpha_s, x_t) * x_0 + expand(sigma_s * jnp.sqrt(1 - ratio**2), x_t) * epsilon
         x_s = mean
         if self.eta > 0:
-            x_s = mean + expand(sigma_s * ratio, x_t) * rng.normal(key, x_t.shape[1:])
+            x_s = mean + expand(sigma_s * ratio, x_t) * rng.normal(key, x_t.shape[1:], x_t.dtype)
         return advance(carry, x_s, mean, 1)

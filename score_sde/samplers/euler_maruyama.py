@@ -41,5 +41,5 @@ class EulerMaruyama(Solver):
         x_t = carry.x
         drift, diffusion = reverse(self.denoiser.sde, x_t, t, self.denoiser.score(x_t, t), self.eta)
         mean = x_t - expand(t - s, x_t) * drift
-        noise = rng.normal(key, x_t.shape[1:])
+        noise = rng.normal(key, x_t.shape[1:], x_t.dtype)
         return advance(carry, mean + diffusion * jnp.sqrt(expand(t - s, x_t)) * noise, mean, 1)

@@ -83,4 +83,4 @@ class PredictorCorrector(Solver):
         mean_square = jnp.mean(score**2, axis=axes)
         scale, _ = self.denoiser.sde.transition_coefficients(s, t)
         size = expand(2 * scale**2 * self.snr**2 / mean_square, x)
-        return x + size * score + jnp.sqrt(2 * size) * rng.normal(key, x.shape[1:])
+        return x + size * score + jnp.sqrt(2 * size) * rng.normal(key, x.shape[1:], x.dtype)

@@ -35,4 +35,4 @@ class ReverseDiffusion(Solver):
         x_t = carry.x
         scale, std = self.denoiser.sde.transition_coefficients(s, t)
         mean = expand(2 - scale, x_t) * x_t + expand(std**2, x_t) * self.denoiser.score(x_t, t)
-        return advance(carry, mean + expand(std, x_t) * rng.normal(key, x_t.shape[1:]), mean, 1)
+        return advance(carry, mean + expand(std, x_t) * rng.normal(key, x_t.shape[1:], x_t.dtype), mean, 1)

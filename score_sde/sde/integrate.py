@@ -12,8 +12,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-STAGES = 6  # Tsit5 is "first same as last": 7 stages, 6 new evaluations an attempted step
-START = 2  # one evaluation at the start and one to choose the first step's size
+# Tsit5 is "first same as last": 7 stages, of which an attempted step evaluates 6 anew and takes the first from the
+# step before. Before any step was accepted there is none before: each attempt at the first step evaluates all 7.
+STAGES = 6
+FIRST_STEP = 0.01  # of the interval; a first step that is too long is rejected and shortened
+
+
+class _CountFirstAttempts(diffrax.AbstractStepSizeController):
+    """A controller that also counts the attempts at the first step, the accepted one included."""
+
+    controller: diffrax.PIDController
+
+    def wrap(self, direction):
+        return _CountFirstAttempts(self.controller.wrap(direction))
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        t_next, state = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
+        return t_next, (state, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+        state, attempts, started = controller_state
+        attempts = attempts + jnp.where(started, 0, 1)
+        keep, *rest, state, result = self.controller.adapt_step_size(
+            t0, t1, y0, y1_candidate, args, y_error, error_order, state
+        )
+        return keep, *rest, (state, attempts, started | keep), result
 
 
 class Solution(NamedTuple):
@@ -47,11 +70,11 @@ def integrate(
             diffrax.Tsit5(),
             t0=t_0,
             t1=t_1,
-            dt0=None,
+            dt0=FIRST_STEP * (t_1 - t_0),
             y0=y,
             args=args,
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-            saveat=diffrax.SaveAt(t1=True),
+            stepsize_controller=_CountFirstAttempts(diffrax.PIDController(rtol=rtol, atol=atol)),
+            saveat=diffrax.SaveAt(t1=True, controller_state=True),
             adjoint=diffrax.ForwardMode(),
             max_steps=max_steps,
             throw=False,
@@ -60,6 +83,8 @@ def integrate(
         failed = solution.result != diffrax.RESULTS.successful
         finite = jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), last))
         last = jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), last)
-        return Solution(last, START + STAGES * solution.stats["num_steps"], failed | ~finite)
+        _, first_attempts, _ = solution.controller_state
+        evaluations = STAGES * solution.stats["num_steps"] + first_attempts
+        return Solution(last, evaluations, failed | ~finite)
 
     return jax.vmap(solve)(y_0, arguments)

@@ -24,7 +24,7 @@ class SubVP(SDE):
     T: float = 1.0
 
     def check(self) -> None:
-        check_beta(self.beta_min, self.beta_max)
+        check_beta(self.t_min, self.beta_min, self.beta_max)
 
     def alpha(self, t: Times) -> Times:
         return jnp.exp(-0.5 * integrated_beta(t, self.beta_min, self.beta_max))

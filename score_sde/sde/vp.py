@@ -16,8 +16,10 @@ from score_sde.errors import UserError
 from score_sde.sde.base import SDE, Times
 
 
-def check_beta(beta_min: float, beta_max: float) -> None:
-    """Raises UserError unless 0 < beta_min ≤ beta_max."""
+def check_beta(t_min: float, beta_min: float, beta_max: float) -> None:
+    """Raises UserError unless 0 < beta_min ≤ beta_max, and t_min > 0: at 0 there is no noise, hence no score."""
+    if not t_min > 0:
+        raise UserError(f"t_min must be positive, not {t_min}")
     if not 0 < beta_min <= beta_max:
         raise UserError(f"beta_min and beta_max must satisfy 0 < beta_min <= beta_max, not {beta_min}, {beta_max}")
 
@@ -42,7 +44,7 @@ class VP(SDE):
     T: float = 1.0
 
     def check(self) -> None:
-        check_beta(self.beta_min, self.beta_max)
+        check_beta(self.t_min, self.beta_min, self.beta_max)
 
     def alpha(self, t: Times) -> Times:
         return jnp.exp(-0.5 * integrated_beta(t, self.beta_min, self.beta_max))

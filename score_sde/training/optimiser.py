@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import optax
 
 from score_sde.errors import Checks
@@ -16,7 +18,7 @@ class Optimiser:
     """Settings. name: a row of `OPTIMISERS`.
 
     schedule: after a linear `warmup`, "constant" or "cosine" (to 0 at the end of training).
-    gradient_clip: largest global norm of the gradient, 0 for none. weight_decay: for "adamw".
+    gradient_clip: largest global norm of the gradient, 0 for none. weight_decay: for "adamw", of `matrices` only.
     """
 
     name: str = "adam"
@@ -59,7 +61,14 @@ class Optimiser:
         return optax.chain(clip, OPTIMISERS[self.name](self, rate))
 
 
+def matrices(params: Any) -> Any:
+    """Which parameters decay: those of two axes or more, not scales, biases and fixed frequencies."""
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+
 OPTIMISERS: dict[str, Callable[[Optimiser, optax.Schedule], optax.GradientTransformation]] = {
     "adam": lambda o, rate: optax.adam(rate, b1=o.beta_1, b2=o.beta_2, eps=o.epsilon),
-    "adamw": lambda o, rate: optax.adamw(rate, b1=o.beta_1, b2=o.beta_2, eps=o.epsilon, weight_decay=o.weight_decay),
+    "adamw": lambda o, rate: optax.adamw(
+        rate, b1=o.beta_1, b2=o.beta_2, eps=o.epsilon, weight_decay=o.weight_decay, mask=matrices
+    ),
 }

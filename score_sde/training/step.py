@@ -47,7 +47,7 @@ def make_step(
             params=params,
             ema=ema.update(state.ema, params, ema_decay, done),
             optimiser=optimiser_state,
-            window=state.window.add(done, loss, optax.global_norm(gradient)),
+            window=state.window.add(done, loss, optax.tree.norm(gradient)),
         )
 
     return step
