@@ -7,23 +7,37 @@ and goes back to the one before it. Restored arrays take the sharding of the tar
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from score_sde.errors import UserError
-from score_sde.training.state import TrainState
 from score_sde.typing import Params
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each step of its work there
+
+
+class State(Protocol):
+    """What is saved: a frozen dataclass of pytrees, among them the step and the averaged parameters."""
+
+    @property
+    def step(self) -> Any: ...
+
+    @property
+    def ema(self) -> Params: ...
+
+
+S = TypeVar("S", bound=State)
 
 
 class Damaged(Exception):
@@ -31,10 +45,10 @@ class Damaged(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Restored:
+class Restored(Generic[S]):
     """A training state, and the state of the data iterator that belongs to it."""
 
-    state: TrainState
+    state: S
     data: Any
 
 
@@ -43,6 +57,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, *, keep: int, read_only: bool, warn: Callable[[str], None]) -> None:
         self._directory, self._read_only, self._warn, self._keep = directory, read_only, warn, keep
+        _silence_readers_that_gave_up()
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -64,7 +79,7 @@ class Checkpoints:
         """The complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, data: Any) -> None:
+    def save(self, state: State, data: Any) -> None:
         """Starts saving; returns when the state may be donated."""
         train, average = _split(state)
         checksums = {"train": _checksum(train), "ema": _checksum(average), "data": _text_checksum(data)}
@@ -86,7 +101,7 @@ class Checkpoints:
         """Waits, and releases the directory."""
         self._manager.close()
 
-    def restore(self, target: TrainState) -> Restored | None:
+    def restore(self, target: S) -> Restored[S] | None:
         """The newest sound checkpoint, or None if there is none at all.
 
         target: shapes, dtypes and shardings. A damaged newer one is moved to `damaged/`, so that its step can be
@@ -97,7 +112,7 @@ class Checkpoints:
         for _, (train, average, rest) in self._sound({"train": train_target, "ema": ema_target}, damaged):
             if damaged and not self._read_only:
                 self._set_aside(damaged)
-            return Restored(TrainState(**train, ema=average), rest["data"])
+            return Restored(dataclasses.replace(target, **train, ema=average), rest["data"])  # type: ignore[type-var]
         return None
 
     def restore_ema(self, target: Params) -> tuple[int, Params]:
@@ -106,7 +121,7 @@ class Checkpoints:
             return step, average
         raise UserError(f"no checkpoint in {self._directory}; run with --mode=train first")
 
-    def check(self, target: TrainState) -> None:
+    def check(self, target: State) -> None:
         """Raises UserError unless the newest checkpoint's parameters are those of `target`; reads shapes only."""
         for step in reversed(self.steps()):
             try:
@@ -166,7 +181,7 @@ class Checkpoints:
         self._manager = self._open()
 
 
-def _split(state: TrainState) -> tuple[dict[str, Any], Params]:
+def _split(state: Any) -> tuple[dict[str, Any], Params]:
     train = {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "ema"}
     return train, state.ema
 
@@ -185,6 +200,19 @@ def _checksum(tree: Any) -> int:
     for number, value in enumerate(jax.device_get([_leaf_checksum(leaf) for leaf in jax.tree.leaves(tree)])):
         total = (total + (2 * number + 1) * int(value)) % 2**32
     return total
+
+
+@functools.cache
+def _silence_readers_that_gave_up() -> None:
+    """At the first damaged file orbax's reader ends; tensorstore goes on answering it from threads of its own, for
+    every array, and Python would print a traceback for each answer that finds nobody."""
+    print_others = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            print_others(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _text_checksum(value: Any) -> int:

@@ -30,7 +30,7 @@ ALLOWED = {
     "data": "errors typing rng",
     "distributed": "errors",
     "writers": "errors typing",
-    "checkpoint": "errors typing training.state",
+    "checkpoint": "errors typing",
     "training": "errors typing rng sde denoiser losses data distributed checkpoint writers",
     "evaluation": "errors typing rng data",
     "pretrained": "errors typing models",

@@ -498,12 +498,10 @@ def test_ddim_keeps_the_marginal_given_x_0(sde, eta):
     assert mean[0, 0] == pytest.approx(alpha_s * x_0, rel=1e-10)
 
 
-@process
+@pytest.mark.parametrize("sde", [MILD["vp"], MILD["ve"]], ids=["vp", "ve"])
 @pytest.mark.parametrize(("t", "s"), PAIRS)
 def test_reverse_diffusion_is_the_papers_discretisation(sde, t, s):
     """Eq. 46, x_i = (2 − √(1−β)) x + β score + √β z with β = 1 − α_t²/α_s², for VP; eq. 47 for VE (σ_t² − σ_s²)."""
-    if not isinstance(sde, VP | VE):
-        pytest.skip("the paper states it for VP and VE")
     (alpha_t, sigma_t), (alpha_s, sigma_s) = _levels(sde, t), _levels(sde, s)
     score = (alpha_t * _denoised(sde, POINTS, t) - POINTS) / sigma_t**2
     if isinstance(sde, VP):

@@ -1,0 +1,320 @@
+"""Bad input: one line that says what is wrong, exit status 2, nothing compiled, nothing on disk changed."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+from tests import program
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+TOO_LONG = "x" * 300  # longer than a file name may be
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    return program.finished_run(tmp_path_factory)
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """How many programs were compiled since."""
+    counted = []
+    active = [True]
+
+    def listener(event, _seconds, **_):
+        if active and event == COMPILED:
+            counted.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    yield counted
+    active.clear()
+
+
+def refuse(arguments: list[str], directory: Path, capsys, compilations) -> str:
+    """The line that main.py prints; checks that it is one, the status, and that nothing was compiled or changed."""
+    before = program.snapshot(directory)
+    capsys.readouterr()
+    compilations.clear()
+    assert program.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert compilations == []
+    assert program.snapshot(directory) == before
+    return err
+
+
+def test_compilations_are_counted(compilations):
+    jax.jit(lambda x: x * 3 + len(compilations))(1.0)
+    assert compilations
+
+
+OVERRIDES = {
+    "unknown key": (["--config.training.batch_sise=4"], ["training.batch_sise", "did you mean 'batch_size'"]),
+    "unknown section": (["--config.trainin.batch_size=4"], ["trainin.batch_size", "'training.batch_size'"]),
+    "unknown section and key": (["--config.x.y=4"], ["unknown key x.y", "training.batch_size"]),
+    "section without key": (["--config.training=4"], ["unknown key training "]),
+    "too deep": (["--config.training.batch_size.x=4"], ["unknown key training.batch_size.x"]),
+    "key of a table's row": (["--config.sde.beta_mim=1"], ["sde.beta_mim", "did you mean 'beta_min'"]),
+    "key that chooses the row": (["--config.sde.nam=ve"], ["sde.nam", "did you mean 'name'"]),
+    "key of a section without settings": (["--config.data.sourc=digits"], ["data.sourc", "did you mean 'source'"]),
+    "several keys": (
+        ["--config.seed=x", "--config.model.chanels=8", "--config.sampling.sed=3", "--config.nothing=1"],
+        ["seed: must be an integer", "'channels'", "'seed'", "unknown key nothing"],
+    ),
+    "several values": (
+        ["--config.training.batch_size=many", "--config.optimiser.name=adamm", "--config.sde.name=vpp"],
+        ["training.batch_size: must be an integer, not many", "'adamm'", "'adam'", "'vpp'", "'vp'"],
+    ),
+    "sampler": (["--config.sampling.samplers=pc,dim"], ["unknown sampler 'dim'", "did you mean 'ddim'"]),
+    "sampler's solver": (["--config.samplers.pc.solver=pd"], ["samplers.pc.solver", "'pd'", "'pc'"]),
+    "sampler's key": (["--config.samplers.ddim.etta=1"], ["samplers.ddim.etta", "did you mean 'eta'"]),
+    "sampler's value": (["--config.samplers.ddim.eta=2"], ["samplers.ddim", "eta must lie in [0, 1]", "2"]),
+    "sampler's grid": (["--config.samplers.ddim.grid=unifrom"], ["'unifrom'", "did you mean 'uniform'"]),
+    "sampler's last step": (["--config.samplers.ddim.last=denoised"], ["'denoised'", "did you mean 'denoise'"]),
+    "sampler's steps": (["--config.samplers.ddim.steps=0"], ["samplers.ddim", "steps must be at least 1"]),
+    "no sampler": (["--config.sampling.samplers="], ["samplers must name at least one"]),
+    "same sampler twice": (["--config.sampling.samplers=pc,pc"], ["each once"]),
+    "sampler called as a baseline": (
+        ["--config.samplers.real.solver=ddim", "--config.sampling.samplers=real"],
+        ["'real'", "baseline"],
+    ),
+    "sampler that is no file name": (
+        ["--config.samplers.a/b.solver=ddim", "--config.sampling.samplers=a/b"],
+        ["'a/b'"],
+    ),
+    "data set": (["--config.data.source=digit"], ["data.source", "'digit'", "did you mean 'digits'"]),
+    "process": (["--config.sde.name=vpsde"], ["sde.name", "'vpsde'", "subvp, ve, vp"]),
+    "network": (["--config.model.name=ncsnp"], ["model.name", "'ncsnp'", "did you mean 'ncsnpp'"]),
+    "prediction": (["--config.parameterisation.prediction=epsilom"], ["'epsilom'", "did you mean 'epsilon'"]),
+    "weighting": (["--config.objective.weighting=sigma"], ["'sigma'", "did you mean 'sigma2'"]),
+    "metric": (["--config.evaluation.metrics=frechet"], ["'frechet'", "frechet_pixels"]),
+    "schedule": (["--config.optimiser.schedule=cosin"], ["'cosin'", "did you mean 'cosine'"]),
+    "integer": (["--config.training.batch_size=1.5"], ["training.batch_size", "an integer", "1.5"]),
+    "integer that is a bool": (["--config.training.batch_size=True"], ["training.batch_size", "an integer"]),
+    "integer that is no literal": (["--config.training.batch_size={[]:1}"], ["training.batch_size", "an integer"]),
+    "number": (["--config.optimiser.learning_rate=fast"], ["optimiser.learning_rate", "number", "fast"]),
+    "tuple": (["--config.model.channel_multipliers=1,b"], ["model.channel_multipliers", "an integer", "b"]),
+    "duration without unit": (["--config.training.duration=10"], ["training.duration", "steps, epochs, images"]),
+    "duration of unknown unit": (["--config.training.duration=10 hours"], ["training.duration", "10 hours"]),
+    "duration of nothing": (["--config.training.duration=0 steps"], ["duration must be more than 0"]),
+    "duration without end": (["--config.training.duration=1e999 steps"], ["training.duration"]),
+    "batch of nothing": (["--config.training.batch_size=0"], ["batch_size", "at least 1"]),
+    "decay": (["--config.training.ema_decay=1"], ["ema_decay must lie in [0, 1)"]),
+    "rate": (["--config.optimiser.learning_rate=-1"], ["learning_rate must be positive"]),
+    "infinite rate": (["--config.optimiser.learning_rate=1e999"], ["optimiser.learning_rate", "1e999"]),
+    "negative seed": (["--config.seed=-1"], ["seed", "-1"]),
+    "large seed": (["--config.seed=100000000000000000000"], ["seed", "100000000000000000000"]),
+    "negative sampling seed": (["--config.sampling.seed=-1"], ["seed", "-1"]),
+    "channels": (["--config.model.channels=10"], ["channels must be a multiple of 4"]),
+    "sides": (["--config.model.channel_multipliers=1,1,1,1,1"], ["sides divisible by 16", "8x8", "16x16"]),
+    "devices": (["--config.mesh.data=7"], ["mesh.data=7", "-1 takes all"]),
+    "weight decay without its optimiser": (["--config.optimiser.weight_decay=0.1"], ["'adamw'"]),
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_bad_override(name, tmp_path, capsys, compilations):
+    overrides, parts = OVERRIDES[name]
+    workdir = tmp_path / "new"
+    line = refuse(program.flags(workdir, "train", *program.TINY, *overrides), tmp_path, capsys, compilations)
+    for part in parts:
+        assert part in line
+    assert not workdir.exists()
+
+
+def test_bad_flags(tmp_path, capsys, compilations):
+    workdir, config = f"--workdir={tmp_path / 'new'}", f"--config={program.CONFIG}"
+    for arguments, parts in [
+        ([config, workdir, "--mode=smaple"], ["unknown mode 'smaple'", "did you mean 'sample'"]),
+        ([config, workdir, "--mod=sample"], ["unknown flag --mod", "--mode"]),
+        ([config, workdir, "--verbose"], ["unknown flag --verbose", "--workdir"]),
+        ([config, workdir, "stray"], ["unknown flag stray"]),
+        ([config, workdir, "--config.seed"], ["--config.seed needs a value"]),
+        ([config, workdir, "--mode"], ["--mode"]),
+        ([config], ["--workdir is missing"]),
+        ([config, "--workdir="], ["--workdir is missing"]),
+        ([workdir], ["--config is missing"]),
+        ([], ["--config is missing"]),
+        ([workdir, "--config=configs/digit.py"], ["no file configs/digit.py", "did you mean configs/digits.py"]),
+        ([workdir, f"--config={program.CONFIG}:vq"], ["ValueError", "'vq'", "vp, subvp, ve"]),
+        ([workdir, f"--config={tmp_path}"], ["there is no file"]),
+        ([workdir, f"--config={program.ROOT / 'pyproject.toml'}"], ["not a Python file"]),
+    ]:
+        line = refuse(arguments, tmp_path, capsys, compilations)
+        for part in parts:
+            assert part in line, (arguments, line)
+
+
+GOOD = (
+    "from ml_collections import ConfigDict\ndef get_config():\n    config = ConfigDict()\n    {}\n    return config\n"
+)
+CONFIG_FILES = {
+    "raises": ("def get_config():\n    return 1 / 0\n", ["ZeroDivisionError"]),
+    "raises on several lines": ("raise RuntimeError('first\\nsecond')\n", ["RuntimeError: first second"]),
+    "no syntax": ("def get_config(:\n", ["SyntaxError"]),
+    "no get_config": ("x = 1\n", ["AttributeError", "get_config"]),
+    "missing import": ("import no_such_module_at_all\n", ["ModuleNotFoundError", "no_such_module_at_all"]),
+    "returns nothing": ("def get_config():\n    pass\n", ["must return a ConfigDict, not NoneType"]),
+    "unknown section": (GOOD.format("config.trainin = ConfigDict({'a': 1})"), ["trainin", "'training'"]),
+    "section that is none": (GOOD.format("config.training = 3"), ["training must be a section, not 3"]),
+    "sampler that is no section": (GOOD.format("config.samplers = ConfigDict({'pc': 3})"), ["samplers.pc", "3"]),
+    "name that is none": (GOOD.format("config.sde = ConfigDict({'name': ['vp']})"), ["sde.name", "vp"]),
+    "nothing chosen": (GOOD.format("pass"), ["data.source", "digits", "sde.name", "model.name", "ncsnpp"]),
+    "wrong type": (GOOD.format("config.seed = '3'"), ["seed: must be an integer, not '3'"]),
+    "key left open": (
+        "from ml_collections import config_dict\n" + GOOD.format("config.seed = config_dict.placeholder(int)"),
+        ["seed"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIG_FILES)
+def test_bad_config_file(name, tmp_path, capsys, compilations):
+    text, parts = CONFIG_FILES[name]
+    path = tmp_path / "config.py"
+    path.write_text(text)
+    (tmp_path / "__pycache__").mkdir()  # importing the file may write there; that is no change of the workdir
+    workdir = tmp_path / "runs" / "new"
+    (tmp_path / "runs").mkdir()
+    line = refuse(program.flags(workdir, "train", config=path), tmp_path / "runs", capsys, compilations)
+    for part in parts:
+        assert part in line
+
+
+def test_bad_workdir(tmp_path, capsys, compilations):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for path in (file, file / "x", file / "x" / "y", tmp_path / TOO_LONG):
+        line = refuse(program.flags(path, "train", *program.TINY), tmp_path, capsys, compilations)
+        assert "--workdir=" in line
+
+
+@pytest.mark.parametrize("mode", ["sample", "evaluate", "likelihood"])
+def test_no_checkpoint(mode, tmp_path, capsys, compilations):
+    new, empty = tmp_path / "new", tmp_path / "empty"
+    (empty / "checkpoints").mkdir(parents=True)
+    line = refuse(program.flags(new, mode, *program.TINY), tmp_path, capsys, compilations)
+    assert "--mode=train first" in line
+    # The same where training was begun and killed before its first checkpoint.
+    experiment_config(empty)
+    line = refuse(program.flags(empty, mode, *program.TINY), tmp_path, capsys, compilations)
+    assert "no checkpoint in" in line
+    assert "--mode=train first" in line
+
+
+def experiment_config(workdir: Path) -> None:
+    """Writes the config.json that `program.TINY` makes."""
+    from score_sde import build
+
+    overrides = dict(flag.removeprefix("--config.").split("=", 1) for flag in program.TINY)
+    config = build.build(build.load_config(str(program.CONFIG)), overrides, workdir, "").config
+    (workdir / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("mode", ["all", "train", "sample", "evaluate", "likelihood"])
+def test_workdir_of_another_config(mode, finished, tmp_path, capsys, compilations):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir)
+    other = ("--config.sde.beta_max=19.5", "--config.training.batch_size=32")
+    line = refuse(program.flags(workdir, mode, *program.FINISHED, *other), tmp_path, capsys, compilations)
+    assert "is of another config" in line
+    assert "sde.beta_max is 20.0 there and 19.5 here" in line
+    assert "training.batch_size is 16 there and 32 here" in line
+
+
+@pytest.mark.parametrize("mode", ["all", "train", "sample"])
+def test_checkpoint_that_does_not_fit(mode, finished, tmp_path, capsys, compilations):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["model"]["channels"] = 12
+    (workdir / "config.json").write_text(json.dumps(config))
+    other = "--config.model.channels=12"
+    line = refuse(program.flags(workdir, mode, *program.FINISHED, other), tmp_path, capsys, compilations)
+    assert "does not fit the config" in line
+    assert "conv_in.bias is (8,) in the checkpoint and (12,) in the config's network" in line
+
+
+def test_config_json_that_is_damaged(finished, tmp_path, capsys, compilations):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir)
+    for text in ('{"seed": 0', "[]", "3", '{"seed": 0, "sde": null}'):
+        (workdir / "config.json").write_text(text)
+        line = refuse(program.flags(workdir, "sample", *program.FINISHED), tmp_path, capsys, compilations)
+        assert "config" in line
+
+
+def test_workdir_with_a_file_for_a_directory(finished, tmp_path, capsys, compilations):
+    workdir = tmp_path / "copy"
+    workdir.mkdir()
+    shutil.copy(finished / "config.json", workdir)
+    (workdir / "checkpoints").write_text("not a directory")
+    refuse(program.flags(workdir, "train", *program.FINISHED), tmp_path, capsys, compilations)
+
+
+def test_evaluation_of_one_sample(finished, tmp_path, capsys, compilations):
+    """The Fréchet distance needs two."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir)
+    one = "--config.sampling.num_samples=1"
+    line = refuse(program.flags(workdir, "evaluate", *program.FINISHED, one), tmp_path, capsys, compilations)
+    assert "num_samples" in line
+
+
+REAL = {
+    "mode": lambda tmp: program.flags(tmp / "new", "evalute"),
+    "keys": lambda tmp: program.flags(tmp / "new", "train", "--config.model.chanels=8", "--config.trainin.x=1"),
+    "not divisible": lambda tmp: program.flags(tmp / "new", "all", "--config.model.channel_multipliers=1,1,1,1,1"),
+    "workdir under a file": lambda tmp: program.flags(tmp / "file" / "x", "train"),
+    "another config": lambda tmp: program.flags(tmp / "copy", "train", *program.FINISHED, "--config.seed=1"),
+    "no checkpoint": lambda tmp: program.flags(tmp / "new", "sample"),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_in_a_process_of_its_own(name, finished, tmp_path):
+    runs, cache = tmp_path / "runs", tmp_path / "cache"
+    runs.mkdir()
+    (runs / "file").write_text("mine")
+    shutil.copytree(finished, runs / "copy")
+    before = program.snapshot(runs)
+    # Whatever is compiled would be kept in the cache.
+    env = program.environment(JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+    result = program.run(*REAL[name](runs), env=env)
+    assert result.status == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert program.snapshot(runs) == before
+    assert not cache.exists() or not any(cache.iterdir())
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        program.main(["--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    for word in ("--config", "--workdir", "--mode", "train", "sample", "evaluate", "likelihood", "75"):
+        assert word in out
+
+
+def test_overrides_in_two_words(tmp_path, capsys, compilations):
+    """`--config.a.b VALUE` is `--config.a.b=VALUE`, a negative number too."""
+    arguments = program.flags(tmp_path / "new", "train", "--config.mesh.data", "-3", "--config.seed", "x")
+    line = refuse(arguments, tmp_path, capsys, compilations)
+    assert "-3" in line
+    assert "seed: must be an integer, not x" in line
+
+
+def test_works_from_any_directory(tmp_path, monkeypatch, capsys, compilations):
+    monkeypatch.chdir(tmp_path)
+    line = refuse(program.flags(Path("new"), "train", "--config.seed=x"), tmp_path, capsys, compilations)
+    assert "seed" in line
+    assert os.listdir(tmp_path) == []

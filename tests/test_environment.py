@@ -1,0 +1,103 @@
+"""What is set before jax is imported: only where it is known to work, and never over the user's own setting."""
+
+import subprocess
+import sys
+
+import pytest
+
+from score_sde.distributed import environment
+from tests import program
+
+KNOWN = environment.JAXLIBS_WITH_THE_FLAG[0]
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """prepare() among these packages, with these XLA_FLAGS (None: unset), before jax: the XLA_FLAGS afterwards."""
+
+    def prepare(packages: dict[str, str], flags: str | None) -> str | None:
+        monkeypatch.delitem(sys.modules, "jax", raising=False)
+        monkeypatch.setattr(environment, "_version", packages.get)
+        if flags is None:
+            monkeypatch.delenv("XLA_FLAGS", raising=False)
+        else:
+            monkeypatch.setenv("XLA_FLAGS", flags)
+        environment.prepare()
+        import os
+
+        return os.environ.get("XLA_FLAGS")
+
+    return prepare
+
+
+def test_set_where_it_is_known(installed):
+    assert installed({"jaxlib": KNOWN}, None) == environment.CPU_CONVOLUTION_FLAG
+
+
+def test_other_flags_are_kept(installed):
+    other = "--xla_force_host_platform_device_count=8"
+    assert installed({"jaxlib": KNOWN}, other).split() == [other, environment.CPU_CONVOLUTION_FLAG]
+
+
+def test_twice_is_once(installed):
+    once = installed({"jaxlib": KNOWN}, None)
+    assert installed({"jaxlib": KNOWN}, once) == once
+
+
+def test_users_own_setting_stands(installed):
+    own = "--xla_cpu_experimental_ynn_fusion_type=+LIBRARY_FUSION_TYPE_DOT"
+    assert installed({"jaxlib": KNOWN}, own) == own
+
+
+@pytest.mark.parametrize("flags", [None, "--xla_dump_to=x"])
+@pytest.mark.parametrize("version", ["0.10.3", "0.9.0", "99.0"])
+def test_not_set_for_another_jaxlib(version, flags, installed):
+    assert installed({"jaxlib": version}, flags) == flags
+
+
+def test_not_set_without_jaxlib(installed):
+    assert installed({}, None) is None
+
+
+@pytest.mark.parametrize("plugin", environment.ACCELERATOR_PLUGINS)
+def test_not_set_beside_an_accelerator(plugin, installed):
+    assert installed({"jaxlib": KNOWN, plugin: "1.0"}, None) is None
+
+
+def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    env = program.environment(**variables)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=program.ROOT, check=False
+    )
+
+
+def test_too_late_is_said():
+    result = run("import jax; from score_sde.distributed import environment; environment.prepare()")
+    assert result.returncode == 1
+    assert "RuntimeError" in result.stderr
+    assert "must run before jax is imported" in result.stderr
+
+
+def test_imports_no_jax():
+    code = "import sys; from score_sde.distributed import environment; environment.prepare(); assert 'jax' not in "
+    assert run(code + "sys.modules").returncode == 0
+
+
+def test_the_installed_jaxlib_takes_what_is_set():
+    """XLA aborts the process over a flag that it does not know."""
+    code = """
+import os
+from score_sde.distributed import environment
+environment.prepare()
+import jax, jax.numpy as jnp
+image, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+convolve = lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+print(float(jax.jit(convolve)(image, kernel)[0, 0, 0, 0]), os.environ["XLA_FLAGS"])
+"""
+    result = run(code, XLA_FLAGS="")
+    assert result.returncode == 0, result.stderr
+    value, *flags = result.stdout.split()
+    assert float(value) == 3 * 3 * 4
+    known = environment._version("jaxlib") in environment.JAXLIBS_WITH_THE_FLAG
+    cpu_only = not any(map(environment._version, environment.ACCELERATOR_PLUGINS))
+    assert flags == ([environment.CPU_CONVOLUTION_FLAG] if known and cpu_only else [])

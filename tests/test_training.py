@@ -1,0 +1,348 @@
+"""Average, durations, schedules, the pure step, and the loop around it."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from score_sde import build
+from score_sde.data import Levels
+from score_sde.denoiser import Parameterisation
+from score_sde.errors import UserError
+from score_sde.losses import Objective
+from score_sde.sde import VP
+from score_sde.training import ema, loop
+from score_sde.training.duration import Duration
+from score_sde.training.interrupt import StopRequest
+from score_sde.training.optimiser import OPTIMISERS, Optimiser
+from score_sde.training.state import TrainState, Window
+from score_sde.training.step import make_step
+from tests import program
+
+
+@pytest.fixture(autouse=True)
+def jax_rules():
+    """optax does not hold under strict promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+class TestAverage:
+    def test_fresh_one_is_the_parameters(self):
+        params = {"w": jax.random.normal(jax.random.key(0), (5,))}
+        state = TrainState.create(params, optax.adam(1e-3))
+        np.testing.assert_array_equal(state.ema["w"], params["w"])
+        assert state.ema["w"].unsafe_buffer_pointer() != params["w"].unsafe_buffer_pointer()  # both are donated
+
+    @pytest.mark.parametrize("decay", [0.0, 0.3, 0.99, 0.9999])
+    def test_closed_form_for_constant_parameters(self, decay):
+        """ema_n = p + (ema_0 − p) Π d_k with d_k = min(decay, (1 + k)/(10 + k))."""
+        params, average = {"w": jnp.asarray([1.0, -2.0])}, {"w": jnp.asarray([5.0, 0.25])}
+        n = 300
+        for count in range(1, n + 1):
+            average = ema.update(average, params, decay, jnp.asarray(count, jnp.int32))
+        rate = math.prod(min(decay, (1 + count) / (10 + count)) for count in range(1, n + 1))
+        expected = np.array([1.0, -2.0]) + (np.array([5.0, 0.25]) - np.array([1.0, -2.0])) * rate
+        np.testing.assert_allclose(average["w"], expected, rtol=1e-4, atol=1e-6)
+
+    def test_average_of_equal_values_stays(self):
+        params = {"w": jnp.asarray([0.1, 3e20, -1e-30])}
+        average = ema.update(params, params, 0.999, jnp.asarray(7, jnp.int32))
+        np.testing.assert_array_equal(average["w"], params["w"])
+
+
+class TestDuration:
+    @pytest.mark.parametrize(
+        ("text", "steps"),
+        [
+            ("3000 steps", 3000),
+            ("1 steps", 1),
+            ("1_000 steps", 1000),
+            ("2e3 steps", 2000),
+            ("1 epochs", 11),  # 1297 records in batches of 128: 10.13
+            ("0.5 epochs", 6),
+            ("10 epochs", 102),
+            ("128 images", 1),
+            ("129 images", 2),
+            ("1280 images", 10),
+            (" 5  steps ", 5),
+        ],
+    )
+    def test_steps(self, text, steps):
+        assert Duration.parse(text).steps(batch_size=128, records=1297) == steps
+
+    @pytest.mark.parametrize("text", ["10 epochs", "0.5 epochs", "3000 steps", "200000 images"])
+    def test_as_text(self, text):
+        assert str(Duration.parse(text)) == text
+        assert Duration.parse(str(Duration.parse(text))) == Duration.parse(text)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "10", "steps", "10 step", "-1 steps", "10 hours", "ten steps", "1e999 steps", 10, None, 1.5, "1 2 steps"],
+    )
+    def test_refused(self, text):
+        with pytest.raises(UserError, match="steps, epochs, images"):
+            Duration.parse(text)
+
+
+class TestOptimiser:
+    def test_warmup_and_cosine(self):
+        rate = Optimiser(learning_rate=0.4, schedule="cosine").rate(10, 110)
+        for step, expected in [(0, 0), (5, 0.2), (10, 0.4), (35, 0.2 * (1 + math.sqrt(0.5))), (60, 0.2), (110, 0)]:
+            assert float(rate(step)) == pytest.approx(expected, rel=1e-5, abs=1e-7), step
+        values = np.array([float(rate(step)) for step in range(111)])
+        assert (np.diff(values[:11]) > 0).all()
+        assert (np.diff(values[10:]) < 0).all()
+
+    def test_constant(self):
+        rate = Optimiser(learning_rate=0.4).rate(10, 110)
+        assert [float(rate(step)) for step in (10, 50, 110, 10**6)] == pytest.approx([0.4] * 4)
+
+    @pytest.mark.parametrize("schedule", ["constant", "cosine"])
+    def test_no_warmup(self, schedule):
+        rate = Optimiser(learning_rate=0.4, schedule=schedule).rate(0, 100)
+        assert float(rate(0)) == pytest.approx(0.4)
+
+    @pytest.mark.parametrize("schedule", ["constant", "cosine"])
+    def test_warmup_longer_than_training(self, schedule):
+        rate = Optimiser(learning_rate=0.4, schedule=schedule).rate(100, 10)
+        assert float(rate(10)) == pytest.approx(0.04)
+
+    @pytest.mark.parametrize("name", OPTIMISERS)
+    @pytest.mark.parametrize(("clip", "factor"), [(1.0, 0.1), (20.0, 1.0), (0.0, 1.0)])
+    def test_clipping(self, name, clip, factor):
+        """Adam's first moment after one update is (1 − β₁) times the clipped gradient; the norm here is 10."""
+        params, gradient = {"a": jnp.zeros(2), "b": jnp.zeros(1)}, {"a": jnp.asarray([6.0, 0]), "b": jnp.asarray([8.0])}
+        optimiser = Optimiser(name=name, gradient_clip=clip, beta_1=0.5)
+        transformation = optimiser.build(optax.constant_schedule(0.1))
+        _, state = transformation.update(gradient, transformation.init(params), params)
+        moment = optax.tree.get(state, "mu")
+        for key, value in gradient.items():
+            np.testing.assert_allclose(moment[key], 0.5 * factor * value, rtol=1e-6)
+
+    def test_weight_decay(self):
+        """With a gradient of zero, AdamW shrinks the parameters by learning rate times decay."""
+        params = {"a": jnp.asarray([2.0, -3.0])}
+        transformation = Optimiser(name="adamw", weight_decay=0.5).build(optax.constant_schedule(0.1))
+        updates, _ = transformation.update({"a": jnp.zeros(2)}, transformation.init(params), params)
+        np.testing.assert_allclose(updates["a"], -0.1 * 0.5 * params["a"], rtol=1e-6)
+
+
+def linear(params, x, noise_condition, condition, *, train, rng):
+    """A network that a closed form is near: ε̂ = w x + b."""
+    return params["w"] * x + params["b"]
+
+
+def toy(seed: int = 0):
+    """(step, state, batch) of a small problem: all the data are one image."""
+    optimiser = Optimiser(learning_rate=0.02).build(optax.constant_schedule(0.02))
+    step = make_step(
+        sde=VP(),
+        parameterisation=Parameterisation(),
+        apply=linear,
+        objective=Objective(),
+        optimiser=optimiser,
+        levels=Levels(256),
+        ema_decay=0.9,
+        seed=seed,
+    )
+    state = TrainState.create({"w": jnp.zeros(()), "b": jnp.zeros(())}, optimiser)
+    return step, state, {"image": jnp.full((32, 4, 4, 1), 200, jnp.uint8)}
+
+
+class TestStep:
+    def test_is_a_function_of_state_and_batch(self):
+        step, state, batch = toy()
+        one, two = jax.jit(step)(state, batch), jax.jit(toy()[0])(state, batch)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert int(state.step) == 0
+        assert int(one.step) == 1
+
+    def test_noise_differs_by_step_and_seed(self):
+        step, state, batch = toy()
+        losses = {float(step(state, batch).window.loss)}
+        losses.add(float(step(dataclasses.replace(state, step=jnp.asarray(1, jnp.int32)), batch).window.loss))
+        losses.add(float(toy(seed=1)[0](state, batch).window.loss))
+        assert len(losses) == 3
+
+    def test_loss_decreases(self):
+        """With ε̂ = 0 the loss is E ε² = 1; the best w and b do far better on data that are one image."""
+        step, state, batch = toy()
+        step = jax.jit(step)
+        losses = []
+        for _ in range(400):
+            state = step(dataclasses.replace(state, window=Window.empty()), batch)
+            losses.append(float(state.window.loss))
+        assert losses[0] == pytest.approx(1, abs=0.2)
+        assert np.mean(losses[-50:]) < 0.4
+
+    def test_loss_and_gradient_are_summed(self):
+        step, state, batch = toy()
+        singles = []
+        whole = single = state
+        for _ in range(3):
+            whole = step(whole, batch)
+            single = step(dataclasses.replace(single, window=Window.empty()), batch)
+            singles.append(single.window)
+        assert int(whole.window.count) == 3
+        np.testing.assert_allclose(whole.window.loss, sum(float(each.loss) for each in singles), rtol=1e-6)
+        expected = sum(float(each.gradient_norm) for each in singles)
+        np.testing.assert_allclose(whole.window.gradient_norm, expected, rtol=1e-6)
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_first_bad_step_is_kept(self, bad):
+        window = Window.empty()
+        for number, loss in enumerate([0.5, 0.25, bad, 0.5, -bad], start=1):
+            window = window.add(jnp.asarray(number, jnp.int32), jnp.float32(loss), jnp.float32(1))
+        assert int(window.bad_step) == 3
+        np.testing.assert_equal(float(window.bad_loss), bad)
+
+    def test_bad_gradient_alone_is_bad(self):
+        window = Window.empty().add(jnp.asarray(4, jnp.int32), jnp.float32(1), jnp.float32(np.inf))
+        assert int(window.bad_step) == 4
+
+
+class Watched:
+    """An array on a device as the loop sees it: says when its value is read."""
+
+    sharding = None
+
+    def __init__(self, value, reads: list) -> None:
+        self.value, self.reads = value, reads
+
+    def __array__(self, dtype=None, copy=None):
+        self.reads.append(self)
+        return np.asarray(self.value, dtype)
+
+    def _read(self):
+        self.reads.append(self)
+        return self.value
+
+    __bool__ = __int__ = __float__ = __index__ = _read
+
+
+class Stub:
+    """Stands for checkpoints, metrics and batches: notes what the loop asks of them, and when."""
+
+    state = "data"
+
+    def __init__(self) -> None:
+        self.saved, self.logged, self.count = [], [], 0
+
+    def save(self, state, data):
+        self.saved.append(self.count)
+
+    def wait(self):
+        pass
+
+    def steps(self):
+        return self.saved
+
+    def scalars(self, step, values):
+        self.logged.append(step)
+
+    def __next__(self):
+        self.count += 1
+
+
+@pytest.mark.parametrize("bad_step", [None, 7])
+def test_host_reads_only_to_log_or_save(bad_step):
+    reads, stub, when = [], Stub(), {}
+
+    def step(state, batch):
+        when[stub.count - 1] = len(reads)
+        is_bad = bad_step is not None and stub.count >= bad_step
+        window = Window(*(Watched(np.float32(1), reads) for _ in range(6)))
+        window = dataclasses.replace(window, bad_step=Watched(bad_step if is_bad else -1, reads))
+        return TrainState(Watched(stub.count, reads), state.params, state.ema, (), window)
+
+    start = TrainState(jnp.zeros((), jnp.int32), {}, {}, (), Window.empty())
+    run = lambda: loop.train(
+        start,
+        stub,
+        step,
+        every=loop.Every(log=5, sample=1000, save=12, total=32),
+        checkpoints=stub,
+        metrics=stub,
+        learning_rate=lambda _: 0.1,
+        preview=lambda *_: pytest.fail("no preview is due"),
+        stop=StopRequest(),
+    )
+    if bad_step:
+        with pytest.raises(loop.NonFiniteLoss, match=r"at step 7: .*there is no checkpoint yet"):
+            run()
+        assert stub.count == 10  # noticed when the metrics were next read
+        assert stub.logged == [5]
+        return
+    run()
+    assert stub.logged == [5, 10, 15, 20, 25, 30, 32]
+    assert stub.saved == [12, 24, 32]
+    read_before = {done for done in range(1, 32) if when[done] > when[done - 1]}
+    assert read_before == {5, 10, 12, 15, 20, 24, 25, 30}
+
+
+def experiment(workdir: Path, *overrides: str):
+    pairs = dict(flag.removeprefix("--config.").split("=", 1) for flag in (*program.TINY_TRAINING, *overrides))
+    return build.build(build.load_config(str(program.CONFIG)), pairs, workdir, "")
+
+
+def test_compiled_step_calls_no_host_and_takes_over_the_state(tmp_path):
+    from score_sde.experiment import train
+
+    built = experiment(tmp_path)
+    state = jax.jit(built.init_state)()
+    batch = {"image": jnp.asarray(built.train_records.arrays["image"][:16])}
+    step = train._compile(built)
+    text = step.lower(state, batch).as_text()
+    assert "callback" not in text
+    assert "infeed" not in text
+    assert "outfeed" not in text
+    after = step(state, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state) if leaf.size > 1)
+    assert int(after.step) == 1
+
+
+def test_divergence_stops_training(tmp_path, capsys):
+    """The warm-up's first step leaves the parameters, the second throws them to 1e29: the third loss is infinite."""
+    arguments = program.flags(
+        tmp_path / "run",
+        "train",
+        *program.TINY_TRAINING,
+        "--config.optimiser.learning_rate=1e30",
+        "--config.training.duration=40 steps",
+        "--config.training.log_every=20 steps",
+        "--config.training.save_every=2 steps",
+    )
+    assert program.main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: loss ")
+    assert err.count("\n") == 1
+    assert "at step 3" in err
+    assert "inf" in err or "nan" in err
+    assert "last good checkpoint is step 2" in err
+    steps = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
+    assert steps == ["2"]
+
+
+def test_metrics_are_those_of_the_steps_since_the_last_line(tmp_path):
+    """The mean over three steps is the mean of what is logged when each is."""
+    losses = {}
+    for every in (1, 3):
+        workdir = tmp_path / str(every)
+        log = f"--config.training.log_every={every} steps"
+        duration = "--config.training.duration=7 steps"
+        assert program.main(program.flags(workdir, "train", *program.TINY_TRAINING, duration, log)) == 0
+        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        losses[every] = {line["step"]: line["loss"] for line in lines}
+    single = losses[1]
+    assert list(single) == [1, 2, 3, 4, 5, 6, 7]
+    assert list(losses[3]) == [3, 6, 7]
+    for last, steps in [(3, (1, 2, 3)), (6, (4, 5, 6)), (7, (7,))]:
+        assert losses[3][last] == pytest.approx(np.mean([single[step] for step in steps]), rel=1e-5)
