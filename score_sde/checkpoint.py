@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from score_sde.errors import UserError
 from score_sde.typing import Params
 
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of readers that ended at a damaged file
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each step of its work there
 
 
@@ -209,7 +210,9 @@ def _silence_readers_that_gave_up() -> None:
     print_others = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine that was never finished
+        of_reader = code is not None and "orbax" in code.co_filename
+        if not of_reader and str(unraisable.exc_value) != "Event loop is closed":
             print_others(unraisable)
 
     sys.unraisablehook = hook
