@@ -38,7 +38,7 @@ def get_config(sde: str = "vp") -> ConfigDict:
     config.training = ConfigDict(
         {
             "batch_size": 64,
-            "duration": "1100 steps",
+            "duration": "1000 steps",
             "ema_decay": 0.99,
             "log_every": "50 steps",
             "sample_every": "500 steps",
@@ -46,7 +46,7 @@ def get_config(sde: str = "vp") -> ConfigDict:
             "keep_checkpoints": 2,
         }
     )
-    config.sampling = ConfigDict({"samplers": ("pc", "ode", "ddim"), "num_samples": 500, "batch_size": 256})
+    config.sampling = ConfigDict({"samplers": ("pc", "ode", "ddim"), "num_samples": 500, "batch_size": 128})
     config.samplers = ConfigDict(
         {
             "pc": {"solver": "pc", "steps": 100, "last": "denoise", "snr": 0.16},
@@ -54,7 +54,7 @@ def get_config(sde: str = "vp") -> ConfigDict:
             "ddim": {"solver": "ddim", "steps": 50, "last": "denoise"},
         }
     )
-    config.likelihood = ConfigDict({"batch_size": 256, "rtol": 1e-3, "atol": 1e-3, "repeats": 1, "noise_images": 64})
+    config.likelihood = ConfigDict({"batch_size": 128, "rtol": 1e-3, "atol": 1e-3, "repeats": 1, "noise_images": 64})
     config.mesh = ConfigDict({"data": -1})
     config.lock()
     return config

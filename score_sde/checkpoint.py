@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -208,6 +209,7 @@ def _silence_readers_that_gave_up() -> None:
     """At the first damaged file orbax's reader ends; tensorstore goes on answering it from threads of its own, for
     every array, and Python would print a traceback for each answer that finds nobody."""
     print_others = sys.unraisablehook
+    warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
 
     def hook(unraisable: Any) -> None:
         code = getattr(unraisable.object, "cr_code", None)  # of a coroutine that was never finished

@@ -127,12 +127,12 @@ class TestOptimiser:
             np.testing.assert_allclose(moment[key], 0.5 * factor * value, rtol=1e-6)
 
     def test_weight_decay(self):
-        """With a gradient of zero, AdamW shrinks the matrices by learning rate times decay, and nothing else."""
-        params = {"a": jnp.asarray([[2.0, -3.0]]), "bias": jnp.asarray([2.0])}
+        """With a gradient of zero, AdamW shrinks a matrix by learning rate times decay, and leaves a vector."""
+        params = {"matrix": jnp.asarray([[2.0, -3.0]]), "vector": jnp.asarray([2.0, -3.0])}
         transformation = Optimiser(name="adamw", weight_decay=0.5).build(optax.constant_schedule(0.1))
         updates, _ = transformation.update(jax.tree.map(jnp.zeros_like, params), transformation.init(params), params)
-        np.testing.assert_allclose(updates["a"], -0.1 * 0.5 * params["a"], rtol=1e-6)
-        np.testing.assert_array_equal(updates["bias"], [0.0])
+        np.testing.assert_allclose(updates["matrix"], -0.1 * 0.5 * params["matrix"], rtol=1e-6)
+        np.testing.assert_array_equal(updates["vector"], np.zeros(2))
 
 
 def linear(params, x, noise_condition, condition, *, train, rng):
