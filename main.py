@@ -2,8 +2,8 @@
 
     python main.py --config=FILE[:ARGUMENT] --workdir=DIR [--mode=MODE] [--config.SECTION.KEY=VALUE ...]
 
-Exit status: 0 done; 1 training diverged; 2 bad input, nothing changed; 75 stopped by SIGTERM or Ctrl-C with
-everything saved: the same command goes on from there.
+Exit status: 0 done; 1 the work failed, e.g. training diverged; 2 bad input, nothing changed; 75 stopped by SIGTERM
+or Ctrl-C with everything saved: the same command goes on from there.
 """
 
 import argparse
@@ -16,9 +16,8 @@ from score_sde.distributed import environment
 environment.prepare()  # before anything imports jax
 
 from score_sde import build, experiment  # noqa: E402
-from score_sde.errors import Checks, UserError  # noqa: E402
+from score_sde.errors import Checks, RunFailed, UserError  # noqa: E402
 from score_sde.training.interrupt import EXIT_STATUS, Interrupted, StopRequest  # noqa: E402
-from score_sde.training.loop import NonFiniteLoss  # noqa: E402
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,7 +63,7 @@ def main(arguments: list[str]) -> int:
         except Interrupted as signal:
             print(f"stopped by {signal}; what was done is saved, the same command goes on from there", file=sys.stderr)
             return EXIT_STATUS
-        except NonFiniteLoss as error:
+        except RunFailed as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
     return 0

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this": one clear line, exit status 2."""
+"""The exceptions that end a run with one clear line: bad input (exit status 2), and work that failed (1)."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,6 +8,10 @@ MOST_NAMES = 15
 
 class UserError(Exception):
     """Bad input. Its message is one line: what is wrong, where, and what would be right."""
+
+
+class RunFailed(Exception):
+    """Work that began and cannot go on, such as a diverged training. Its message is one line; what was done is kept."""
 
 
 def closest(name: object, valid: Iterable[str]) -> str:

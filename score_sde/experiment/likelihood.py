@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer
 
 from score_sde import rng
 from score_sde.distributed.mesh import by_batch, replicated
-from score_sde.errors import UserError
+from score_sde.errors import RunFailed
 from score_sde.evaluation.metrics import noise_images
 from score_sde.experiment.base import Experiment
 from score_sde.experiment.batches import Arrays, discard, run_batches
@@ -113,7 +113,7 @@ def _bits(
     joined = {key: np.concatenate([one[key] for one in parts]).reshape(repeats, -1)[:, :count] for key in parts[0]}
     failed = int(joined.pop("failed").sum())
     if failed:
-        raise UserError(
+        raise RunFailed(
             f"the likelihood of {failed} of {repeats * count} {part} images did not converge in float32; "
             "raise likelihood.rtol and likelihood.atol"
         )

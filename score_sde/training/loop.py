@@ -10,7 +10,7 @@ import numpy as np
 
 from score_sde.checkpoint import Checkpoints
 from score_sde.data.pipeline import Prefetched
-from score_sde.errors import Checks
+from score_sde.errors import Checks, RunFailed
 from score_sde.training.duration import Duration
 from score_sde.training.interrupt import Interrupted, StopRequest
 from score_sde.training.state import TrainState, Window
@@ -49,10 +49,6 @@ class Every:
     total: int
 
 
-class NonFiniteLoss(Exception):
-    """Training diverged. Says the step, the value and the last good checkpoint."""
-
-
 def train(
     state: TrainState,
     batches: Prefetched,
@@ -67,7 +63,8 @@ def train(
 ) -> TrainState:
     """Trains to step `every.total`. step: compiled, donating the state. preview(step, ema) shows samples.
 
-    Saves at the end and on a signal, and raises `Interrupted` after the latter; raises `NonFiniteLoss`.
+    Saves at the end and on a signal, and raises `Interrupted` after the latter; raises `RunFailed` where the loss is
+    not finite.
     """
     done = int(state.step)
     progress = Progress("train", every.total, done=done, every=float("inf"))
@@ -95,7 +92,7 @@ def train(
                 last_saved = done
             if stop.requested:
                 checkpoints.wait()
-                say(f"train: step {done} is saved")
+                say(f"train: step {done} is saved" if done else "train: no step was done yet")
                 raise Interrupted(stop.requested)
             if done >= every.total:
                 checkpoints.wait()
@@ -110,14 +107,14 @@ def train(
 
 
 def _read(window: Window, checkpoints: Checkpoints) -> dict[str, float]:
-    """The window's means, on the host: the only wait for the device. Raises NonFiniteLoss."""
+    """The window's means, on the host: the only wait for the device. Raises RunFailed where one is not finite."""
     host = jax.device_get(window)
     if host.bad_step >= 0:
         checkpoints.wait()
         good = checkpoints.steps()
         kept = f"the last good checkpoint is step {good[-1]}" if good else "there is no checkpoint yet"
         values = f"loss {float(host.bad_loss)}, gradient norm {float(host.bad_gradient_norm)}"
-        raise NonFiniteLoss(f"{values} at step {int(host.bad_step)}: training stopped; {kept}")
+        raise RunFailed(f"{values} at step {int(host.bad_step)}: training stopped; {kept}")
     count = max(int(host.count), 1)
     means = {"loss": host.loss / count, "gradient_norm": host.gradient_norm / count}
     return {name: float(np.float32(value)) for name, value in means.items()}
