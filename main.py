@@ -9,15 +9,12 @@ or Ctrl-C with everything saved: the same command goes on from there.
 import argparse
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from score_sde.distributed import environment
-
-environment.prepare()  # before anything imports jax
-
-from score_sde import build, experiment  # noqa: E402
-from score_sde.errors import Checks, RunFailed, UserError  # noqa: E402
-from score_sde.training.interrupt import EXIT_STATUS, Interrupted, StopRequest  # noqa: E402
+from score_sde.errors import Checks, RunFailed, UserError
+from score_sde.training.interrupt import EXIT_STATUS, Interrupted, StopRequest
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,12 +22,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+def parse(arguments: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """The flags, and the overrides as dotted key to text."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="a config file, see configs/")
     parser.add_argument("--workdir", metavar="DIR", help="where everything of this run is kept")
-    parser.add_argument("--mode", default="all", help=f"one of {', '.join(experiment.MODES)} (default: all)")
+    parser.add_argument("--mode", default="all", help=f"one of {', '.join(modes)} (default: all)")
     flags, rest = parser.parse_known_args(arguments)
     overrides: dict[str, str] = {}
     while rest:
@@ -43,7 +40,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
             value = rest.pop(0)
         overrides[flag.removeprefix("--config.")] = value
     with Checks() as check:
-        check.name("mode", flags.mode, experiment.MODES)
+        check.name("mode", flags.mode, modes)
         for name in ("config", "workdir"):
             check.that(bool(getattr(flags, name)), f"--{name} is missing; see python main.py --help")
     return flags, overrides
@@ -51,11 +48,14 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
 
 def main(arguments: list[str]) -> int:
     """Runs one mode; the exit status."""
-    with StopRequest() as stop:
+    with StopRequest() as stop:  # before the slow imports, so that no signal is lost
+        from score_sde import build, experiment
+
         try:
-            flags, overrides = parse(arguments)
+            flags, overrides = parse(arguments, experiment.MODES)
             command = shlex.join(["python", "main.py", *arguments])
             built = build.build(build.load_config(flags.config), overrides, Path(flags.workdir), command)
+            stop.check()
             experiment.run(flags.mode, built, stop)
         except UserError as error:
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
@@ -70,4 +70,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    environment.prepare()  # before jax is imported
     sys.exit(main(sys.argv[1:]))

@@ -33,7 +33,14 @@ def get_config(sde: str = "vp") -> ConfigDict:
         )
     config.objective = ConfigDict({"weighting": "sigma2"})
     config.optimiser = ConfigDict(
-        {"name": "adam", "learning_rate": 4e-3, "warmup": "100 steps", "schedule": "cosine", "gradient_clip": 1.0}
+        {
+            "name": "adam",
+            "learning_rate": 4e-3,
+            "warmup": "100 steps",
+            "schedule": "cosine",
+            "decay": "1000 steps",
+            "gradient_clip": 1.0,
+        }
     )
     config.training = ConfigDict(
         {

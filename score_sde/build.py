@@ -22,9 +22,9 @@ from score_sde.experiment.workdir import Workdir
 from score_sde.losses import Objective
 from score_sde.models import NETWORKS, Network
 from score_sde.rng import SEEDS
-from score_sde.samplers import SOLVERS, Sampler
+from score_sde.samplers import GRIDS, SOLVERS, Sampler, check_grid
 from score_sde.schema import Text
-from score_sde.sde import PROCESSES, VP
+from score_sde.sde import PROCESSES, SDE, VP
 from score_sde.training.loop import Training
 from score_sde.training.optimiser import Optimiser
 
@@ -50,8 +50,8 @@ SAMPLER_KEYS = ("grid", "steps", "last")
 BASELINES = ("real", "noise")  # rows of the report beside the samplers'
 
 
-def load_config(argument: str) -> ml_collections.ConfigDict:
-    """The ConfigDict that `FILE` or `FILE:argument` makes. Raises UserError where it makes none."""
+def load_config(argument: str) -> dict[str, Any]:
+    """The content of the ConfigDict that `FILE` or `FILE:argument` makes. Raises UserError where it makes none."""
     name, _, variant = argument.partition(":")
     path = Path(name)
     if not path.is_file():
@@ -65,19 +65,23 @@ def load_config(argument: str) -> ml_collections.ConfigDict:
     try:
         spec.loader.exec_module(module)
         config = module.get_config(variant) if variant else module.get_config()
+        if not isinstance(config, ml_collections.ConfigDict):
+            raise UserError(f"--config={argument}: get_config() must return a ConfigDict, not {type(config).__name__}")
+        values = config.to_dict()
     except UserError:
         raise
-    except Exception as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
         raise UserError(f"--config={argument}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(f"--config={argument}: get_config() must return a ConfigDict, not {type(config).__name__}")
-    return config
+    return values
 
 
-def build(config: ml_collections.ConfigDict, overrides: dict[str, str], workdir: Path, command: str) -> Experiment:
-    """The experiment. overrides: dotted key to text. Raises UserError that names every problem."""
+def build(config: dict[str, Any], overrides: dict[str, str], workdir: Path, command: str) -> Experiment:
+    """The experiment. config: plain data, from `load_config`. overrides: dotted key to text.
+
+    Raises UserError that names every problem.
+    """
     problems: list[str] = []
-    raw = _merged(config.to_dict(), overrides, problems)
+    raw = _merged(config, overrides, problems)
     objects: dict[str, Any] = {name: schema.build(cls, raw[name], name, problems) for name, cls in SETTINGS.items()}
     objects |= {name: _row(name, raw[name], problems) for name in TABLES}
     resolved: dict[str, Any] = {"seed": _seed(raw["seed"], problems)}
@@ -89,6 +93,7 @@ def build(config: ml_collections.ConfigDict, overrides: dict[str, str], workdir:
     for name, (key, table) in TABLES.items():
         chosen = next(row for row, cls in table.items() if type(objects[name]) is cls)
         resolved[name] = {key: chosen, **schema.plain(objects[name])}
+    _check_in_float32(objects["sde"], samplers)
     mesh = objects["mesh"].build()
     for section in ("training", "sampling", "likelihood"):
         check_batch_size(mesh, objects[section].batch_size, f"{section}.batch_size")
@@ -106,14 +111,27 @@ def build(config: ml_collections.ConfigDict, overrides: dict[str, str], workdir:
     )
 
 
+def _check_in_float32(sde: SDE, samplers: dict[str, Sampler]) -> None:
+    """Raises UserError where float32 does not hold the process's coefficients, or tell a grid's times apart."""
+    try:
+        sde.check_float32()
+    except UserError as error:
+        raise UserError(f"config: sde: {error}") from error
+    for name, sampler in samplers.items():
+        try:
+            check_grid(GRIDS[sampler.grid](sde, sampler.steps))
+        except UserError as error:
+            raise UserError(f"config: samplers.{name}: {error}") from error
+
+
 def _merged(config: dict[str, Any], overrides: dict[str, str], problems: list[str]) -> dict[str, Any]:
     """The file's sections with the overrides put in. Choosing another row of a table drops the file's settings of
     the row it replaces."""
     merged: dict[str, Any] = {"seed": 0}
     for section in (*SETTINGS, *TABLES, "samplers"):
         value = config.get(section, {})
-        if not isinstance(value, dict):
-            problems.append(f"{section} must be a section, not {value!r}")
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            problems.append(f"{section} must be a section of named keys, not {value!r}")
             value = {}
         merged[section] = dict(value)
     for name, value in merged["samplers"].items():

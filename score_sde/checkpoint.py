@@ -26,7 +26,7 @@ from score_sde.errors import UserError
 from score_sde.typing import Params
 
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of readers that ended at a damaged file
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each step of its work there
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax reports each step of its work there
 
 
 class State(Protocol):
@@ -151,11 +151,14 @@ class Checkpoints:
                 found = self._load(step, targets)
             except Damaged as error:
                 damaged.append(step)
-                self._warn(f"checkpoint {self._directory / str(step)} is damaged ({error}); using the one before it")
+                self._warn(f"checkpoint {self._directory / str(step)} is damaged ({error}); trying the one before it")
                 continue
             yield step, found
         if steps:
-            raise UserError(f"every checkpoint in {self._directory} is damaged: {', '.join(map(str, steps))}")
+            raise UserError(
+                f"every checkpoint in {self._directory} is damaged: {', '.join(map(str, steps))}; "
+                "restore one from a copy, or train again in another --workdir"
+            )
 
     def _load(self, step: int, targets: dict[str, Any]) -> list[Any]:
         arguments = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}

@@ -10,7 +10,7 @@ and product come from one forward-mode pass.
 
 Data with K levels k = 0 … K−1, dequantised to y = (k + u)/K, u ~ U[0, 1), and scaled to x = 2y − 1, have
 
-    −log₂ P(k)/D ≤ E_u[ −log₂ p_Y(y) ]/D = −log₂ p_X(x)/D + log₂(K/2)
+    −log₂ P(k)/D ≤ log₂ K + E_u[ −log₂ p_Y(y) ]/D = log₂(K/2) + E_u[ −log₂ p_X(x) ]/D
 
 so bits/dim of the dequantised data is an upper bound on that of the discrete data (Theis et al. 2016).
 

@@ -5,7 +5,6 @@ A problem is collected as one phrase, so that all of them can be named at once.
 
 import ast
 import dataclasses
-import math
 import types
 import typing
 from typing import Any, TypeVar
@@ -14,7 +13,8 @@ from score_sde.errors import UserError, closest
 from score_sde.training.duration import Duration
 
 T = TypeVar("T")
-_NAMES = {int: "an integer", float: "a finite number", str: "a string", bool: "True or False"}
+LARGEST = 3.4e38  # about the largest float32, the precision in which floats are used
+_NAMES = {int: "an integer", float: "a number that float32 holds", str: "a string", bool: "True or False"}
 
 
 class Text(str):
@@ -72,7 +72,7 @@ def convert(value: Any, hint: Any) -> Any:
         return literal
     if hint is int and isinstance(literal, int) and not isinstance(literal, bool):
         return literal
-    if hint is float and isinstance(literal, int | float) and not isinstance(literal, bool) and _is_finite(literal):
+    if hint is float and isinstance(literal, int | float) and not isinstance(literal, bool) and _in_float32(literal):
         return float(literal)
     raise UserError(f"must be {_NAMES[hint]}, not {value if isinstance(value, Text) else repr(value)}")
 
@@ -97,11 +97,8 @@ def _tuple(value: Any, entry: Any) -> tuple[Any, ...]:
     return tuple(convert(part, entry) for part in value)
 
 
-def _is_finite(number: int | float) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:  # an integer larger than any float
-        return False
+def _in_float32(number: int | float) -> bool:
+    return -LARGEST < number < LARGEST
 
 
 def _literal(text: str) -> Any:

@@ -8,6 +8,8 @@ import json
 import os
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,30 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray | np.generic]) -> N
     write_atomically(path, lambda temporary: np.savez(temporary, **contents))
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """What `write_arrays` wrote, or None where there is no such file or it is damaged. Pickles are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`; those cut short or not made by `MetricWriter` are passed over."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and all(isinstance(line.get(key), int | float) for key in ("step", "loss")):
+            lines.append(line)
+    return lines
+
+
 class MetricWriter:
     """Scalars and images by step, to `metrics.jsonl` and TensorBoard events in `directory`."""
 
@@ -54,10 +80,8 @@ class MetricWriter:
         if not self._active:
             return
         path = directory / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= resumed_at]
-        if kept != lines:
-            write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
+        kept = "".join(json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= resumed_at)
+        write_atomically(path, lambda temporary: temporary.write_text(kept))
         self._lines = path.open("a")
         self._events = tensorboardX.SummaryWriter(str(directory), purge_step=resumed_at + 1 if resumed_at else None)
 
@@ -79,14 +103,6 @@ class MetricWriter:
         if self._active:
             self._lines.close()
             self._events.close()
-
-
-def _step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinite for one cut short."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
 
 
 class Progress:

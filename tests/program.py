@@ -9,15 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import jax
 import pytest
 
-from score_sde.distributed import environment as start_up
-
-with mock.patch.object(start_up, "prepare"):  # conftest has done it, before it imported jax
-    import main as program_main
+import main as program_main
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "digits.py"
@@ -30,7 +26,8 @@ TINY_TRAINING = (
     "--config.training.save_every=1000 steps",
     "--config.training.sample_every=1000 steps",
     "--config.optimiser.warmup=4 steps",
-    "--config.optimiser.schedule=constant",
+    "--config.optimiser.schedule=cosine",
+    "--config.optimiser.decay=100 steps",
 )
 TINY_SAMPLING = (
     "--config.sampling.num_samples=16",

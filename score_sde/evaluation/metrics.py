@@ -6,6 +6,7 @@ A against B and B against A: the floor (or ceiling) at the same n, on the same r
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,18 +22,23 @@ Images = Float[np.ndarray, "n dim"]
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """The real data that images are scored against: the test split's two parts, and who knows the classes."""
+    """The real data that images are scored against: the test split's two parts, and the labelled training split."""
 
     parts: tuple[Images, Images]
-    recogniser: Recogniser
+    train: Records
+    levels: int
+
+    @functools.cached_property
+    def recogniser(self) -> Recogniser:
+        """Fitted when first asked for; needs labels."""
+        return Recogniser.fit(as_unit(self.train.arrays["image"], self.levels), self.train.arrays["label"])
 
     @staticmethod
     def of(train: Records, test: Records, levels: int, size: int) -> "Reference":
-        """From the splits of a source with labels; size: wanted images a part, at most half the test split."""
+        """From the splits of a source; size: wanted images a part, at most half the test split."""
         images = as_unit(test.arrays["image"], levels)
         n = min(size, len(images) // 2)
-        recogniser = Recogniser.fit(as_unit(train.arrays["image"], levels), train.arrays["label"])
-        return Reference((images[:n], images[n : 2 * n]), recogniser)
+        return Reference((images[:n], images[n : 2 * n]), train, levels)
 
     @property
     def size(self) -> int:
@@ -41,27 +47,32 @@ class Reference:
 
 
 class Metric(NamedTuple):
-    """title: for tables. better: "lower" or "higher". score(images, part, recogniser) of two sets of n images."""
+    """title: for tables. better: "lower" or "higher". score(images, part, reference) of two sets of n images.
+    needs_labels: whether the training split must have them."""
 
     title: str
     better: str
-    score: Callable[[Images, Images, Recogniser], float]
+    score: Callable[[Images, Images, Reference], float]
+    needs_labels: bool = False
+
+
+def _recognition_rate(images: Images, part: Images, reference: Reference) -> float:
+    return float(reference.recogniser.recognised(images).mean())
 
 
 METRICS: dict[str, Metric] = {
     "frechet_pixels": Metric(
         "Fréchet distance (pixels)", "lower", lambda images, part, _: frechet_distance(images, part)
     ),
-    "recognition": Metric(
-        "recognised as one digit", "higher", lambda images, _, recogniser: float(recogniser.recognised(images).mean())
-    ),
+    "recognition": Metric("recognised as one digit", "higher", _recognition_rate, needs_labels=True),
 }
 
 
 class Score(NamedTuple):
-    """value: the mean over sets of n images. spread: their standard deviation, None for a single set."""
+    """value: the mean over sets of n images, None where there are fewer. spread: their standard deviation, None for
+    a single set."""
 
-    value: float
+    value: float | None
     spread: float | None
 
 
@@ -74,14 +85,16 @@ def score(metric: Metric, images: Images, reference: Reference) -> Score:
     """Of as many whole sets of n images as there are."""
     n = reference.size
     sets = [images[start : start + n] for start in range(0, len(images) - n + 1, n)]
-    values = [np.mean([metric.score(one, part, reference.recogniser) for part in reference.parts]) for one in sets]
+    values = [np.mean([metric.score(one, part, reference) for part in reference.parts]) for one in sets]
+    if not values:
+        return Score(None, None)
     return Score(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
 def real_score(metric: Metric, reference: Reference) -> Score:
     """What real test data score: each part against the other."""
     a, b = reference.parts
-    values = [metric.score(a, b, reference.recogniser), metric.score(b, a, reference.recogniser)]
+    values = [metric.score(a, b, reference), metric.score(b, a, reference)]
     return Score(float(np.mean(values)), None)
 
 

@@ -21,11 +21,11 @@ class Mode(NamedTuple):
 
 
 MODES: dict[str, Mode] = {
-    "train": Mode(train.run, False),
+    "train": Mode(train.run, False, train.check),
     "sample": Mode(sample.run, True),
     "evaluate": Mode(evaluate.run, True, evaluate.check),
     "likelihood": Mode(likelihood.run, True),
-    "all": Mode(all_modes.run, False, evaluate.check),
+    "all": Mode(all_modes.run, False, all_modes.check),
 }
 
 

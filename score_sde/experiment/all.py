@@ -5,6 +5,12 @@ from score_sde.experiment.base import Experiment
 from score_sde.training.interrupt import StopRequest
 
 
+def check(experiment: Experiment) -> None:
+    """Raises UserError where training or evaluation would."""
+    train.check(experiment)
+    evaluate.check(experiment)
+
+
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """Each mode in turn; evaluation last, since it writes the report of all of them."""
     for mode in (train, sample, likelihood, evaluate):

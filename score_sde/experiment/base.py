@@ -16,13 +16,14 @@ from score_sde.checkpoint import Checkpoints
 from score_sde.data import Levels, Records, Source
 from score_sde.denoiser import Denoiser, Parameterisation
 from score_sde.distributed.mesh import replicated
-from score_sde.errors import Checks
+from score_sde.errors import Checks, UserError
 from score_sde.evaluation.metrics import METRICS
 from score_sde.experiment.workdir import Workdir
 from score_sde.losses import Objective
 from score_sde.models import Network
 from score_sde.samplers import Sampler
 from score_sde.sde import SDE
+from score_sde.training.duration import Duration
 from score_sde.training.loop import Training
 from score_sde.training.optimiser import Optimiser
 from score_sde.training.state import TrainState
@@ -44,8 +45,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         with Checks() as check:
-            check.that(self.num_samples >= 1, f"num_samples must be at least 1, not {self.num_samples}")
-            check.that(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")
+            check.that(1 <= self.num_samples <= 10**9, f"num_samples must lie in [1, 1e9], not {self.num_samples}")
+            check.that(1 <= self.batch_size <= 10**6, f"batch_size must lie in [1, 1e6], not {self.batch_size}")
             check.that(self.seed in rng.SEEDS, f"seed must lie in [0, 2**32), not {self.seed}")
             once = len(set(self.samplers)) == len(self.samplers) > 0
             check.that(once, f"samplers must name at least one sampler, each once, not {self.samplers}")
@@ -65,7 +66,7 @@ class Likelihood:
     def __post_init__(self) -> None:
         with Checks() as check:
             for name in ("batch_size", "repeats", "noise_images"):
-                check.that(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+                check.that(1 <= getattr(self, name) <= 10**6, f"{name} must lie in [1, 1e6], not {getattr(self, name)}")
             for name in ("rtol", "atol"):
                 check.that(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
 
@@ -118,15 +119,18 @@ class Experiment:
     @property
     def training_steps(self) -> int:
         """The step at which training ends."""
-        return self.training.duration.steps(self.training.batch_size, len(self.train_records))
+        return self.steps(self.training.duration)
 
-    @property
-    def warmup_steps(self) -> int:
-        return self.optimiser.warmup.steps(self.training.batch_size, len(self.train_records))
+    def steps(self, duration: Duration) -> int:
+        """A duration in training steps."""
+        steps = duration.steps(self.training.batch_size, len(self.train_records))
+        if steps >= 2**31:
+            raise UserError(f"'{duration}' are {steps:.3g} training steps, more than a counter of 32 bits holds")
+        return steps
 
     def learning_rate(self) -> Any:
         """The learning rate by step."""
-        return self.optimiser.rate(self.warmup_steps, self.training_steps)
+        return self.optimiser.rate(self.steps(self.optimiser.warmup), self.steps(self.optimiser.decay))
 
     def init_state(self) -> TrainState:
         """The training state at step 0. Traceable."""

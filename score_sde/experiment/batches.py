@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from score_sde.training.interrupt import StopRequest
-from score_sde.writers import Progress, write_arrays
+from score_sde.writers import Progress, read_arrays, write_arrays
 
 Arrays = dict[str, Any]  # of NumPy arrays
 
@@ -26,15 +25,15 @@ def run_batches(
     if folder.exists() and not current.exists():
         discard(folder)
     current.mkdir(parents=True, exist_ok=True)
-    files = [current / f"{number:06d}.npz" for number in range(count)]
-    progress = Progress(name, count, done=sum(file.exists() for file in files), unit="batches")
+    progress = Progress(name, count, done=sum(1 for _ in current.glob("[0-9]*.npz")), unit="batches")
     results = []
     try:
-        for number, file in enumerate(files):
+        for number in range(count):
+            file = current / f"{number:06d}.npz"
             stop.check()
-            if file.exists():
-                with np.load(file, allow_pickle=False) as stored:
-                    results.append(dict(stored))
+            stored = read_arrays(file)
+            if stored is not None:
+                results.append(stored)
                 continue
             arrays = compute(number)
             if jax.process_index() == 0:

@@ -7,8 +7,9 @@ all at the same number of images.
 from typing import Any
 
 import jax
+import numpy as np
 
-from score_sde.errors import UserError
+from score_sde.errors import Checks
 from score_sde.evaluation.metrics import METRICS, Reference, Score, as_unit, noise_images, real_score, score
 from score_sde.experiment import report, sample
 from score_sde.experiment.base import Experiment
@@ -17,9 +18,13 @@ from score_sde.writers import write_json
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where there is too little to score."""
-    if experiment.sampling.num_samples < 2:
-        raise UserError("sampling.num_samples must be at least 2 to evaluate samples, not 1")
+    """Raises UserError where there is too little to score, or a metric's labels are missing."""
+    with Checks() as check:
+        enough = experiment.sampling.num_samples >= 2
+        check.that(enough, "sampling.num_samples must be at least 2 to evaluate samples, not 1")
+        for name in experiment.evaluation.metrics:
+            labelled = not METRICS[name].needs_labels or "label" in experiment.train_records.arrays
+            check.that(labelled, f"evaluation.metrics: {name!r} needs data with labels")
 
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
@@ -34,7 +39,8 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
     for name in experiment.samplers:
         arrays = sample.read(experiment, name, sample.record_of(experiment, step, name))
         assert arrays is not None  # made, or found, by sample.run above
-        images[name] = as_unit(arrays["image"], levels)
+        finite = np.isfinite(arrays["samples"]).reshape(size, -1).all(axis=1)  # failed samples are no images
+        images[name] = as_unit(arrays["image"][finite], levels)
     scores: dict[str, Any] = {}
     for metric_name in experiment.evaluation.metrics:
         metric = METRICS[metric_name]

@@ -64,13 +64,14 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
     say(f"likelihood: {bits:.3f} ± {error:.3f} bits/dim on the test split")
 
 
-def read(experiment: Experiment, fingerprint: str | None) -> dict[str, Any] | None:
-    """The figures in `reports/likelihood.json` if made under `fingerprint` (None: any), else None."""
+def read(experiment: Experiment, fingerprint: str) -> dict[str, Any] | None:
+    """The figures in `reports/likelihood.json` if made under `fingerprint`, else None."""
     try:
         figures = json.loads((experiment.workdir.reports / "likelihood.json").read_text())
     except (OSError, ValueError):
         return None
-    return figures if fingerprint in (None, figures.get("fingerprint")) else None
+    made = isinstance(figures, dict) and figures.get("fingerprint") == fingerprint
+    return figures if made else None
 
 
 def _folder(experiment: Experiment, part: str):
@@ -78,13 +79,23 @@ def _folder(experiment: Experiment, part: str):
 
 
 def _summary(arrays: Arrays) -> dict[str, float]:
-    """Mean over images and repeats; the standard error is that of the mean over images."""
+    """Mean over the images that converged, and over repeats; the standard error is that of the mean over images.
+
+    Raises RunFailed where none converged.
+    """
     bits = arrays["bits_per_dim"].astype(np.float64)  # (repeats, images)
     per_image = bits.mean(axis=0)
+    per_image = per_image[np.isfinite(per_image)]
+    failed = bits.shape[1] - len(per_image)
+    if failed:
+        say(f"likelihood: {failed} of {bits.shape[1]} images did not converge and are left out; raise rtol and atol")
+    if not len(per_image):
+        raise RunFailed("the likelihood of no image converged; raise likelihood.rtol and likelihood.atol")
     return {
         "bits_per_dim": float(per_image.mean()),
         "standard_error": float(per_image.std(ddof=1) / math.sqrt(len(per_image))) if len(per_image) > 1 else 0.0,
         "images": len(per_image),
+        "failed": failed,
         "evaluations": float(arrays["evaluations"].mean()),
     }
 
@@ -99,7 +110,10 @@ def _bits(
     repeats: int,
     stop: StopRequest,
 ) -> Arrays:
-    """bits_per_dim and evaluations, `(repeats, n)`. The last batch is filled up, and the filling dropped."""
+    """bits_per_dim (NaN where it failed) and evaluations, `(repeats, n)`.
+
+    The last batch is filled up, and the filling dropped.
+    """
     size, count = experiment.likelihood.batch_size, len(images)
     per_repeat = -(-count // size)
 
@@ -111,12 +125,7 @@ def _bits(
     name = f"likelihood {part}"
     parts = run_batches(name, _folder(experiment, part), fingerprint, repeats * per_repeat, compute, stop)
     joined = {key: np.concatenate([one[key] for one in parts]).reshape(repeats, -1)[:, :count] for key in parts[0]}
-    failed = int(joined.pop("failed").sum())
-    if failed:
-        raise RunFailed(
-            f"the likelihood of {failed} of {repeats * count} {part} images did not converge in float32; "
-            "raise likelihood.rtol and likelihood.atol"
-        )
+    joined["bits_per_dim"] = np.where(joined.pop("failed"), np.nan, joined["bits_per_dim"])
     return joined
 
 

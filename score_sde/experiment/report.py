@@ -16,7 +16,7 @@ import numpy as np
 from score_sde.experiment import likelihood, sample
 from score_sde.experiment.base import Experiment
 from score_sde.experiment.pictures import grid, write_png
-from score_sde.writers import say, write_atomically, write_json
+from score_sde.writers import read_metrics, say, write_atomically, write_json
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 GRID_IMAGES = 64
@@ -54,6 +54,7 @@ def table(summary: dict[str, Any]) -> str:
         rows.append([row["title"], *(_figure(row["scores"][name]) for name in metrics), *cost])
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"{row['failed']} samples of {row['name']} failed" for row in summary["rows"] if row.get("failed")]
     bits = summary["likelihood"]
     if bits:
         lines.append(
@@ -81,6 +82,7 @@ def _summary(experiment: Experiment, step: int) -> dict[str, Any]:
                 "seconds": float(arrays["seconds"]),
                 "compile_seconds": float(arrays["compile_seconds"]),
                 "num_samples": record["num_samples"],
+                "failed": int(arrays["failed"]),
                 "settings": record["settings"],
             }
         )
@@ -99,6 +101,8 @@ def _summary(experiment: Experiment, step: int) -> dict[str, Any]:
 
 
 def _figure(value: dict[str, float | None]) -> str:
+    if value["value"] is None:
+        return "–"
     text = f"{value['value']:.3f}"
     return text if value["spread"] is None else f"{text} ± {value['spread']:.3f}"
 
@@ -125,7 +129,7 @@ def _loss_curve(path: Path) -> str:
     """The logged loss by step, as a data URI of an SVG."""
     from matplotlib.figure import Figure  # slow to import, and needed here alone
 
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = read_metrics(path)
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     axes = figure.subplots()
     axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], color="#24527a", linewidth=1.2)

@@ -19,7 +19,7 @@ from score_sde.experiment.pictures import grid, write_png
 from score_sde.samplers import Sampler
 from score_sde.training.interrupt import StopRequest
 from score_sde.typing import Params
-from score_sde.writers import say, write_arrays
+from score_sde.writers import read_arrays, say, write_arrays
 
 GRID_IMAGES = 100
 
@@ -52,12 +52,9 @@ def record_of(experiment: Experiment, step: int, name: str) -> dict[str, Any]:
 
 def read(experiment: Experiment, name: str, record: dict[str, Any]) -> Arrays | None:
     """The arrays of `samples/NAME.npz` if it was made as `record` says, else None."""
-    path = experiment.workdir.samples / f"{name}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored) if json.loads(str(stored["record"])) == record else None
-    except (OSError, ValueError, KeyError):
-        return None
+    arrays = read_arrays(experiment.workdir.samples / f"{name}.npz")
+    made = arrays is not None and str(arrays.get("record")) == json.dumps(record)
+    return arrays if made else None
 
 
 def _run_one(
@@ -80,7 +77,8 @@ def _run_one(
     seconds = float(sum(part["seconds"] for part in parts))
     failed = int(arrays.pop("failed").sum())
     if failed:
-        say(f"sample: {failed} of {total} samples of {name} failed: the integration did not reach its tolerance")
+        why = "not finite, or the integration did not reach its tolerance"
+        say(f"sample: {failed} of {total} samples of {name} failed: {why}")
     arrays |= {
         "record": np.asarray(json.dumps(record)),
         "seconds": np.float64(seconds),

@@ -6,6 +6,7 @@ from clu import parameter_overview
 from score_sde import rng
 from score_sde.data import Prefetched, iterate
 from score_sde.distributed.mesh import by_batch, put_batch, replicated
+from score_sde.errors import UserError
 from score_sde.experiment.base import Experiment, sample_indices
 from score_sde.experiment.pictures import grid, write_png
 from score_sde.samplers import DDIM, Sampler
@@ -18,6 +19,18 @@ from score_sde.writers import MetricWriter, say
 
 PREVIEW = Sampler(solver=DDIM, options={"eta": 0.0}, steps=20, last="denoise")
 PREVIEW_IMAGES = 64
+
+
+def check(experiment: Experiment) -> None:
+    """Raises UserError where part of the training would be of no use."""
+    optimiser, duration = experiment.optimiser, experiment.training.duration
+    _every(experiment)  # refuses durations beyond what a step counter holds
+    experiment.steps(optimiser.warmup)
+    if optimiser.schedule == "cosine" and experiment.training_steps > experiment.steps(optimiser.decay):
+        raise UserError(
+            f"training.duration='{duration}' goes on after optimiser.decay='{optimiser.decay}', where the "
+            "learning rate of schedule 'cosine' is 0; lengthen the decay (in a new workdir) or shorten the training"
+        )
 
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
@@ -51,11 +64,9 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
 
 
 def _every(experiment: Experiment) -> Every:
-    settings, records = experiment.training, len(experiment.train_records)
-    log, sample, save = (
-        max(1, duration.steps(settings.batch_size, records))
-        for duration in (settings.log_every, settings.sample_every, settings.save_every)
-    )
+    settings = experiment.training
+    durations = (settings.log_every, settings.sample_every, settings.save_every)
+    log, sample, save = (max(1, experiment.steps(duration)) for duration in durations)
     return Every(log=log, sample=sample, save=save, total=experiment.training_steps)
 
 

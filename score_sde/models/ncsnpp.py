@@ -1,4 +1,4 @@
-r"""DDPM++/NCSN++: the U-Net of Song et al. 2021, appendix H.
+r"""DDPM++/NCSN++: the U-Net of Song et al. 2021, appendix H, without FIR resampling and progressive growing.
 
 BigGAN residual blocks with the skip sum rescaled by 1/√2, attention at chosen resolutions and at the bottom,
 concatenating skip connections, positional (DDPM++) or Fourier (NCSN++) noise embedding.
@@ -60,6 +60,7 @@ class NCSNpp:
             )
             blocks = self.blocks_per_resolution
             check.that(blocks >= 1, f"blocks_per_resolution must be at least 1, not {blocks}")
+            check.that(self.fourier_scale > 0, f"fourier_scale must be positive, not {self.fourier_scale}")
             check.that(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
@@ -73,6 +74,10 @@ class NCSNpp:
                 f"ncsnpp with {len(self.channel_multipliers)} channel_multipliers needs sides divisible by "
                 f"{factor}, not {shape[0]}x{shape[1]}; the nearest is {near[0]}x{near[1]}"
             )
+        heights = [shape[0] // 2**level for level in range(len(self.channel_multipliers))]
+        unknown = [height for height in self.attention_resolutions if height not in heights]
+        if unknown:
+            raise UserError(f"ncsnpp: attention_resolutions {unknown} are none of the heights {heights} it works at")
 
     def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> "NCSNppModule":
         """The module for samples of `shape`."""

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from score_sde import rng
 from score_sde.denoiser import Denoiser
-from score_sde.errors import Checks
+from score_sde.errors import Checks, UserError
 from score_sde.typing import Data, Keys, Time
 
 LAST_STEPS = ("none", "mean", "denoise")
@@ -40,7 +40,10 @@ class Carry(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """x: the samples. evaluations: network evaluations spent on each. failed: where the solver gave up."""
+    """x: the samples. evaluations: network evaluations spent on each.
+
+    failed: where the solver gave up, or x is not finite.
+    """
 
     x: Data
     evaluations: Int[Array, "batch"]
@@ -84,17 +87,23 @@ def advance(carry: Carry, x: Data, mean: Data, evaluations: Int[Array, "batch"] 
     return carry._replace(x=x, mean=mean, evaluations=carry.evaluations + evaluations)
 
 
+def check_grid(grid: Float[np.ndarray, "times"], dtype: Any = np.float32) -> Float[np.ndarray, "times"]:
+    """The grid in `dtype`. Raises UserError unless it has two times or more, decreasing and distinct in it."""
+    times = np.asarray(grid, dtype)
+    if len(times) < 2 or not np.all(np.diff(times) < 0):
+        raise UserError(f"a grid needs two times or more that {np.dtype(dtype)} tells apart; take fewer steps")
+    return times
+
+
 def run(solver: Solver, x_T: Data, grid: Float[np.ndarray, "times"], keys: Keys, *, last: str = "none") -> Samples:
     """Drives `solver` along `grid` from x_T. Traceable; one scan.
 
     grid: decreasing float64 times of at least two entries, from `samplers.grids`. keys: one per sample.
     Raises UserError for an unknown `last` or a grid that does not decrease.
     """
-    times = np.asarray(grid, x_T.dtype)
     with Checks() as check:
         check.name("last-step rule", last, LAST_STEPS)
-        decreasing = len(times) >= 2 and bool(np.all(np.diff(times) < 0))
-        check.that(decreasing, "a grid needs at least two times, decreasing and distinct in the state's precision")
+    times = check_grid(grid, x_T.dtype)
     ones = jnp.ones(x_T.shape[0], x_T.dtype)
 
     def body(carry: Carry, step):
@@ -103,7 +112,8 @@ def run(solver: Solver, x_T: Data, grid: Float[np.ndarray, "times"], keys: Keys,
 
     steps = (jnp.asarray(times[:-1]), jnp.asarray(times[1:]), jnp.arange(len(times) - 1))
     carry, _ = jax.lax.scan(body, solver.init(x_T, grid), steps)
+    x, evaluations = carry.mean if last == "mean" else carry.x, carry.evaluations
     if last == "denoise":
-        x = solver.denoiser(carry.x, times[-1] * ones)
-        return Samples(x, carry.evaluations + 1, carry.failed)
-    return Samples(carry.mean if last == "mean" else carry.x, carry.evaluations, carry.failed)
+        x, evaluations = solver.denoiser(carry.x, times[-1] * ones), evaluations + 1
+    finite = jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))
+    return Samples(x, evaluations, carry.failed | ~finite)

@@ -14,8 +14,6 @@ Source: Song et al. 2021, appendix G (algorithms 2–5).
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -24,16 +22,16 @@ import jax.numpy as jnp
 from score_sde import rng
 from score_sde.errors import Checks
 from score_sde.samplers.base import Carry, Solver
-from score_sde.samplers.ddim import DDIM
+from score_sde.samplers.ddim import Ancestral
 from score_sde.samplers.euler_maruyama import EulerMaruyama
 from score_sde.samplers.reverse_diffusion import ReverseDiffusion
 from score_sde.sde import expand
 from score_sde.typing import Data, Keys, Time
 
-PREDICTORS: dict[str, Callable[..., Solver]] = {
+PREDICTORS: dict[str, type[Solver]] = {
     "euler_maruyama": EulerMaruyama,
     "reverse_diffusion": ReverseDiffusion,
-    "ancestral": functools.partial(DDIM, eta=1.0),
+    "ancestral": Ancestral,
 }
 CORRECTORS = ("langevin", "none")
 

@@ -25,7 +25,7 @@ class Sampler:
         with Checks() as check:
             check.name("grid", self.grid, GRIDS)
             check.name("last-step rule", self.last, LAST_STEPS)
-            check.that(self.steps >= 1, f"steps must be at least 1, not {self.steps}")
+            check.that(1 <= self.steps <= 1_000_000, f"steps must lie in [1, 1000000], not {self.steps}")
 
     def __call__(self, denoiser: Denoiser, keys: Keys, shape: tuple[int, ...]) -> Samples:
         """One sample of `shape` per key. Traceable."""

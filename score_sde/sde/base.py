@@ -19,10 +19,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from score_sde import rng
-from score_sde.errors import UserError
+from score_sde.errors import Checks, UserError
 from score_sde.typing import Data, Keys, PerSample, Time
 
 Times = Float[Array, "*times"]
@@ -52,6 +53,22 @@ class SDE(abc.ABC):
     def check(self) -> None:
         """Raises UserError where the process's own parameters make no sense."""
         return
+
+    def check_float32(self) -> None:
+        """Raises UserError where float32 does not hold the process's coefficients at t_min and T."""
+        t = jnp.asarray([self.t_min, self.T], jnp.float32)
+        coefficients = {
+            "alpha": self.alpha(t),
+            "sigma": self.sigma(t),
+            "log_snr": self.log_snr(t),
+            "f": self.drift_coefficient(t),
+            "g": self.diffusion_coefficient(t),
+        }
+        with Checks() as check:
+            for name, values in jax.device_get(coefficients).items():
+                sound = np.isfinite(values) & ((values > 0) | (name in ("f", "log_snr")))
+                for where, value, good in zip(("t_min", "T"), values, sound, strict=True):
+                    check.that(bool(good), f"{name} is {value} in float32 at {where}={getattr(self, where)}")
 
     @abc.abstractmethod
     def alpha(self, t: Times) -> Times:

@@ -1,7 +1,7 @@
 r"""What the processes with a linear β share.
 
-    β(t) = β_min + t (β_max − β_min),   B(t) = ∫₀ᵗ β = β_min t + (β_max − β_min) t²/2
-    α_t = e^{−B/2},   f = −β/2
+β(t) = β_min + t (β_max − β_min),   B(t) = ∫₀ᵗ β = β_min t + (β_max − β_min) t²/2
+α_t = e^{−B/2},   f = −β/2
 """
 
 import dataclasses

@@ -32,7 +32,7 @@ class Training:
 
     def __post_init__(self) -> None:
         with Checks() as check:
-            check.that(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")
+            check.that(1 <= self.batch_size <= 10**6, f"batch_size must lie in [1, 1e6], not {self.batch_size}")
             check.that(self.keep_checkpoints >= 1, f"keep_checkpoints must be at least 1, not {self.keep_checkpoints}")
             check.that(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), not {self.ema_decay}")
             for name in ("duration", "log_every", "sample_every", "save_every"):

@@ -17,7 +17,8 @@ SCHEDULES = ("constant", "cosine")
 class Optimiser:
     """Settings. name: a row of `OPTIMISERS`.
 
-    schedule: after a linear `warmup`, "constant" or "cosine" (to 0 at the end of training).
+    schedule: after a linear `warmup`, "constant" or "cosine", which reaches 0 at `decay` from the start of training.
+    `decay` is apart from training.duration, so that training may be stopped early or extended without changing it.
     gradient_clip: largest global norm of the gradient, 0 for none. weight_decay: for "adamw", of `matrices` only.
     """
 
@@ -29,6 +30,7 @@ class Optimiser:
     weight_decay: float = 0.0
     warmup: Duration = Duration(5000, "steps")
     schedule: str = "constant"
+    decay: Duration = Duration(1_300_000, "steps")
     gradient_clip: float = 1.0
 
     def __post_init__(self) -> None:
@@ -46,10 +48,10 @@ class Optimiser:
                 f"weight_decay={self.weight_decay} needs name 'adamw', not {self.name!r}",
             )
 
-    def rate(self, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    def rate(self, warmup_steps: int, decay_steps: int) -> optax.Schedule:
         """The learning rate by step."""
         if self.schedule == "cosine":
-            after = optax.cosine_decay_schedule(self.learning_rate, max(1, total_steps - warmup_steps))
+            after = optax.cosine_decay_schedule(self.learning_rate, max(1, decay_steps - warmup_steps))
         else:
             after = optax.constant_schedule(self.learning_rate)
         warmup = optax.linear_schedule(0.0, self.learning_rate, warmup_steps)
