@@ -22,9 +22,9 @@ from score_sde.experiment.workdir import Workdir
 from score_sde.losses import Objective
 from score_sde.models import NETWORKS, Network
 from score_sde.rng import SEEDS
-from score_sde.samplers import GRIDS, SOLVERS, Sampler, check_grid
+from score_sde.samplers import SOLVERS, Sampler
 from score_sde.schema import Text
-from score_sde.sde import PROCESSES, SDE, VP
+from score_sde.sde import PROCESSES, VP
 from score_sde.training.loop import Training
 from score_sde.training.optimiser import Optimiser
 
@@ -93,7 +93,6 @@ def build(config: dict[str, Any], overrides: dict[str, str], workdir: Path, comm
     for name, (key, table) in TABLES.items():
         chosen = next(row for row, cls in table.items() if type(objects[name]) is cls)
         resolved[name] = {key: chosen, **schema.plain(objects[name])}
-    _check_in_float32(objects["sde"], samplers)
     mesh = objects["mesh"].build()
     for section in ("training", "sampling", "likelihood"):
         check_batch_size(mesh, objects[section].batch_size, f"{section}.batch_size")
@@ -109,19 +108,6 @@ def build(config: dict[str, Any], overrides: dict[str, str], workdir: Path, comm
         **{name: objects[name] for name in (*SETTINGS, "sde") if name != "mesh"},
         mesh=mesh,
     )
-
-
-def _check_in_float32(sde: SDE, samplers: dict[str, Sampler]) -> None:
-    """Raises UserError where float32 does not hold the process's coefficients, or tell a grid's times apart."""
-    try:
-        sde.check_float32()
-    except UserError as error:
-        raise UserError(f"config: sde: {error}") from error
-    for name, sampler in samplers.items():
-        try:
-            check_grid(GRIDS[sampler.grid](sde, sampler.steps))
-        except UserError as error:
-            raise UserError(f"config: samplers.{name}: {error}") from error
 
 
 def _merged(config: dict[str, Any], overrides: dict[str, str], problems: list[str]) -> dict[str, Any]:

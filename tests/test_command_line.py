@@ -78,7 +78,7 @@ OVERRIDES = {
     "sampler's value": (["--config.samplers.ddim.eta=2"], ["samplers.ddim", "eta must lie in [0, 1]", "2"]),
     "sampler's grid": (["--config.samplers.ddim.grid=unifrom"], ["'unifrom'", "did you mean 'uniform'"]),
     "sampler's last step": (["--config.samplers.ddim.last=denoised"], ["'denoised'", "did you mean 'denoise'"]),
-    "sampler's steps": (["--config.samplers.ddim.steps=0"], ["samplers.ddim", "steps must be at least 1"]),
+    "sampler's steps": (["--config.samplers.ddim.steps=0"], ["samplers.ddim", "steps must lie in [1, 1000000]"]),
     "no sampler": (["--config.sampling.samplers="], ["samplers must name at least one"]),
     "same sampler twice": (["--config.sampling.samplers=pc,pc"], ["each once"]),
     "sampler called as a baseline": (
@@ -105,7 +105,7 @@ OVERRIDES = {
     "duration of unknown unit": (["--config.training.duration=10 hours"], ["training.duration", "10 hours"]),
     "duration of nothing": (["--config.training.duration=0 steps"], ["duration must be more than 0"]),
     "duration without end": (["--config.training.duration=1e999 steps"], ["training.duration"]),
-    "batch of nothing": (["--config.training.batch_size=0"], ["batch_size", "at least 1"]),
+    "batch of nothing": (["--config.training.batch_size=0"], ["batch_size must lie in [1, 1e6], not 0"]),
     "decay": (["--config.training.ema_decay=1"], ["ema_decay must lie in [0, 1)"]),
     "rate": (["--config.optimiser.learning_rate=-1"], ["learning_rate must be positive"]),
     "infinite rate": (["--config.optimiser.learning_rate=1e999"], ["optimiser.learning_rate", "1e999"]),
@@ -114,6 +114,11 @@ OVERRIDES = {
     "negative sampling seed": (["--config.sampling.seed=-1"], ["seed", "-1"]),
     "channels": (["--config.model.channels=10"], ["channels must be a multiple of 4"]),
     "sides": (["--config.model.channel_multipliers=1,1,1,1,1"], ["sides divisible by 16", "8x8", "16x16"]),
+    "attention at no level": (["--config.model.attention_resolutions=7"], ["attention_resolutions [7]", "[8, 4]"]),
+    "process without noise": (["--config.sde.t_min=0"], ["t_min must be positive"]),
+    "too many samples": (["--config.sampling.num_samples=9000000000000"], ["num_samples must lie in [1, 1e9]"]),
+    "duration beyond the counter": (["--config.training.log_every=1e300 steps"], ["more than a counter"]),
+    "duration beyond the decay": (["--config.training.duration=1e9 steps"], ["optimiser.decay", "learning rate"]),
     "devices": (["--config.mesh.data=7"], ["mesh.data=7", "-1 takes all"]),
     "weight decay without its optimiser": (["--config.optimiser.weight_decay=0.1"], ["'adamw'"]),
 }
@@ -152,6 +157,21 @@ def test_bad_flags(tmp_path, capsys, compilations):
             assert part in line, (arguments, line)
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--config.sde.T=1000", ["sde: alpha is 0.0 in float32 at T=1000"]),
+        ("--config.samplers.ddim.steps=1000000", ["samplers.ddim", "take fewer steps"]),
+    ],
+)
+def test_what_float32_does_not_hold(override, words, tmp_path, capsys):
+    """Said after the process's few coefficients were computed, and before anything is changed."""
+    uncounted: list[str] = []
+    line = refuse(program.flags(tmp_path / "new", "train", override), tmp_path, capsys, uncounted)
+    for word in words:
+        assert word in line
+
+
 GOOD = (
     "from ml_collections import ConfigDict\ndef get_config():\n    config = ConfigDict()\n    {}\n    return config\n"
 )
@@ -163,7 +183,7 @@ CONFIG_FILES = {
     "missing import": ("import no_such_module_at_all\n", ["ModuleNotFoundError", "no_such_module_at_all"]),
     "returns nothing": ("def get_config():\n    pass\n", ["must return a ConfigDict, not NoneType"]),
     "unknown section": (GOOD.format("config.trainin = ConfigDict({'a': 1})"), ["trainin", "'training'"]),
-    "section that is none": (GOOD.format("config.training = 3"), ["training must be a section, not 3"]),
+    "section that is none": (GOOD.format("config.training = 3"), ["training must be a section of named keys, not 3"]),
     "sampler that is no section": (GOOD.format("config.samplers = ConfigDict({'pc': 3})"), ["samplers.pc", "3"]),
     "name that is none": (GOOD.format("config.sde = ConfigDict({'name': ['vp']})"), ["sde.name", "vp"]),
     "nothing chosen": (GOOD.format("pass"), ["data.source", "digits", "sde.name", "model.name", "ncsnpp"]),

@@ -120,7 +120,7 @@ def test_scores_are_means_over_whole_sets():
     """With the metric "mean of the images minus mean of the part" the answers are by hand."""
     metric = METRICS["recognition"]._replace(score=lambda images, part, _: float(images.mean() - part.mean()))
     parts = np.full((2, 1), 1.0), np.full((2, 1), 3.0)
-    reference = Reference(parts, None)  # type: ignore[arg-type]
+    reference = Reference(parts, Records({}), 2)
     images = np.array([[2.0], [4.0], [6.0], [8.0], [100.0]])  # two sets of two, and one left over
     result = score(metric, images, reference)
     assert result.value == pytest.approx(((3 - 2) + (7 - 2)) / 2)
@@ -149,7 +149,7 @@ def test_unit_images_and_noise():
 def test_every_metric_prefers_the_data_to_noise(name, clusters):
     points, labels = clusters
     parts = points[::4], points[1::4]
-    reference = Reference(parts, Recogniser.fit(points, labels))
+    reference = Reference(parts, Records({"image": points, "label": labels}), 2)
     noise = np.random.default_rng(1).uniform(-20, 20, size=(25, 2))
     real, random = score(METRICS[name], points[2::4], reference).value, score(METRICS[name], noise, reference).value
     assert {"lower": real < random, "higher": real > random}[METRICS[name].better]

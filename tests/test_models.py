@@ -177,7 +177,9 @@ def test_init_is_its_key_and_traceable(name):
 
 def test_eval_shape_of_init_computes_nothing():
     """A network of over 10¹² parameters, which no machine here could hold."""
-    settings = NETWORKS["ncsnpp"](channels=2**17, channel_multipliers=(1,), blocks_per_resolution=1)
+    settings = NETWORKS["ncsnpp"](
+        channels=2**17, channel_multipliers=(1,), blocks_per_resolution=1, attention_resolutions=()
+    )
     shapes = jax.eval_shape(Network(settings, (8, 8, 3)).init, jax.random.key(0))
     assert sum(np.prod(leaf.shape, dtype=float) for leaf in jax.tree.leaves(shapes)) > 1e12
 

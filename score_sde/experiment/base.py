@@ -21,7 +21,7 @@ from score_sde.evaluation.metrics import METRICS
 from score_sde.experiment.workdir import Workdir
 from score_sde.losses import Objective
 from score_sde.models import Network
-from score_sde.samplers import Sampler
+from score_sde.samplers import GRIDS, Sampler, check_grid
 from score_sde.sde import SDE
 from score_sde.training.duration import Duration
 from score_sde.training.loop import Training
@@ -131,6 +131,18 @@ class Experiment:
     def learning_rate(self) -> Any:
         """The learning rate by step."""
         return self.optimiser.rate(self.steps(self.optimiser.warmup), self.steps(self.optimiser.decay))
+
+    def check_in_float32(self) -> None:
+        """Raises UserError where float32 does not hold the process's coefficients, or tell a grid's times apart."""
+        try:
+            self.sde.check_float32()
+        except UserError as error:
+            raise UserError(f"config: sde: {error}") from error
+        for name, sampler in self.samplers.items():
+            try:
+                check_grid(GRIDS[sampler.grid](self.sde, sampler.steps))
+            except UserError as error:
+                raise UserError(f"config: samplers.{name}: {error}") from error
 
     def init_state(self) -> TrainState:
         """The training state at step 0. Traceable."""

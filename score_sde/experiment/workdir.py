@@ -37,14 +37,12 @@ class Workdir:
         existing = next(parent for parent in [self.path, *self.path.absolute().parents] if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise UserError(f"--workdir={self.path} cannot be written: {existing} is not a writable directory")
-        if self.checkpoints.exists() and not self.checkpoints.is_dir():
-            raise UserError(f"{self.checkpoints} is not a directory; use another --workdir")
         for folder in (self.checkpoints, self.samples, self.samples / "training", self.reports):
             if folder.exists() and not folder.is_dir():
-                raise UserError(f"{folder} is in the way: it must be a directory")
+                raise UserError(f"{folder} is in the way: it is not a directory; use another --workdir")
         for file in (self.config, self.path / "metrics.jsonl"):
             if file.exists() and not file.is_file():
-                raise UserError(f"{file} is in the way: it must be a file")
+                raise UserError(f"{file} is in the way: it is not a file; use another --workdir")
         if self.config.exists():
             self._check_same(config)
         elif self.path.is_dir() and self.checkpoints.exists():
