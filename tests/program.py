@@ -27,7 +27,7 @@ TINY_TRAINING = (
     "--config.training.sample_every=1000 steps",
     "--config.optimiser.warmup=4 steps",
     "--config.optimiser.schedule=cosine",
-    "--config.optimiser.decay=100 steps",
+    "--config.optimiser.decay=1000 steps",
 )
 TINY_SAMPLING = (
     "--config.sampling.num_samples=16",

@@ -114,7 +114,7 @@ OVERRIDES = {
     "negative sampling seed": (["--config.sampling.seed=-1"], ["seed", "-1"]),
     "channels": (["--config.model.channels=10"], ["channels must be a multiple of 4"]),
     "sides": (["--config.model.channel_multipliers=1,1,1,1,1"], ["sides divisible by 16", "8x8", "16x16"]),
-    "attention at no level": (["--config.model.attention_resolutions=7"], ["attention_resolutions [7]", "[8, 4]"]),
+    "attention at no level": (["--config.model.attention_resolutions=7"], ["attention_resolutions [7]"]),
     "process without noise": (["--config.sde.t_min=0"], ["t_min must be positive"]),
     "too many samples": (["--config.sampling.num_samples=9000000000000"], ["num_samples must lie in [1, 1e9]"]),
     "duration beyond the counter": (["--config.training.log_every=1e300 steps"], ["more than a counter"]),
@@ -161,7 +161,7 @@ def test_bad_flags(tmp_path, capsys, compilations):
     ("override", "words"),
     [
         ("--config.sde.T=1000", ["sde: alpha is 0.0 in float32 at T=1000"]),
-        ("--config.samplers.ddim.steps=1000000", ["samplers.ddim", "take fewer steps"]),
+        ("--config.sde.t_min=1e-43", ["sde: ", "in float32 at t_min"]),
     ],
 )
 def test_what_float32_does_not_hold(override, words, tmp_path, capsys):

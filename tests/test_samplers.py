@@ -582,3 +582,12 @@ def test_bad_sampler_settings_are_refused(settings):
 def test_an_unknown_last_rule_is_refused():
     with pytest.raises(UserError, match="last-step rule"):
         _loop("ddim", (), last="men")(jnp.zeros((1, 3)), _keys(1))
+
+
+@pytest.mark.parametrize("last", LAST_STEPS)
+def test_samples_that_are_not_finite_are_said_to_have_failed(last):
+    """A denoiser that is broken for the second of three samples."""
+    function = lambda x_t, t, condition: jnp.where(x_t > 1e3, jnp.nan, 0.5 * x_t)
+    solver = SOLVERS["ddim"](denoiser=Denoiser(sde=VP(), function=function))
+    result = run(solver, jnp.asarray([[1.0], [2e3], [-1.0]]), GRIDS["uniform"](VP(), 3), _keys(3), last=last)
+    np.testing.assert_array_equal(result.failed, [False, True, False])
