@@ -22,6 +22,19 @@ class Settings(Protocol):
         """The module for samples of `shape`."""
 
 
+def new_params(settings: Settings, shape: tuple[int, ...], key: jax.Array) -> Params:
+    """The parameters of a newly built module: a nested dict of float32 arrays. Traceable."""
+    return nnx.to_pure_dict(nnx.state(settings.build(shape, nnx.Rngs(key)), nnx.Param))
+
+
+def with_params(settings: Settings, shape: tuple[int, ...], params: Params) -> Any:
+    """The module with `params` in it; its own initial values are never computed."""
+    abstract = nnx.eval_shape(lambda: settings.build(shape, nnx.Rngs(0)))
+    definition, state = nnx.split(abstract)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(definition, state)
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A score network as two pure functions of its parameters, a nested dict of float32 arrays."""
@@ -34,7 +47,7 @@ class Network:
 
     def init(self, key: jax.Array) -> Params:
         """New parameters. Traceable, so that they can be created sharded."""
-        return nnx.to_pure_dict(nnx.state(self.settings.build(self.shape, nnx.Rngs(key)), nnx.Param))
+        return new_params(self.settings, self.shape, key)
 
     def apply(
         self,
@@ -47,7 +60,5 @@ class Network:
         rng: jax.Array | None,
     ) -> Data:
         """The network's output; see `score_sde.typing.NetworkApply`."""
-        abstract = nnx.eval_shape(lambda: self.settings.build(self.shape, nnx.Rngs(0)))
-        definition, state = nnx.split(abstract)
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(definition, state)(x, noise_condition, condition, train=train, rng=rng)
+        module = with_params(self.settings, self.shape, params)
+        return module(x, noise_condition, condition, train=train, rng=rng)
