@@ -10,34 +10,40 @@ Every prediction P is a combination of the data and the noise, and so is the sta
     v            −σ                     α                       (Salimans & Ho 2022)
     score        0                      −1/σ
     velocity     dα/dt                  dσ/dt                   (Lipman et al. 2023)
-    edm          σ̄/(σ_d √(σ̄²+σ_d²))   −σ_d/√(σ̄²+σ_d²)        (F of Karras et al. 2022, σ_d = sigma_data)
+    edm          σ/(σ_d ρ)              −α σ_d/ρ                (F of EDM, ρ² = σ² + α² σ_d², σ_d = sigma_data)
 
 Knowing x_t and one prediction P₁ = (a₁, b₁), any other P₂ = (a₂, b₂) is
 
     P₂ = c_x x_t + c_P P₁,   Δ = α b₁ − σ a₁,   c_P = (α b₂ − σ a₂)/Δ,   c_x = (a₂ b₁ − b₂ a₁)/Δ
 
 which is exact, and costs no cancellation where P₁ and P₂ differ by a factor (ε and the score).
-Conditional expectations obey the same equations, being linear.
+Conditional expectations obey the same equations, being linear. Where α_T = 0 the state holds nothing of x_0: ε and
+the score say nothing there (Δ = α = 0), the other predictions do.
+
+A denoiser trained with one process serves another: where log_snr'(t') = log_snr(t), x'_t' = c x_t with c = α'_t'/α_t,
+and the law of x_0 given either is the same. So the network is asked at t = time_of_log_snr(log_snr'(t')) about x'/c,
+its prediction's (a₁, b₁) are those at t, and (α, σ) in the conversion are the new process's.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from score_sde.errors import Checks
-from score_sde.sde import SDE, expand
+from score_sde.errors import Checks, UserError
+from score_sde.sde import SDE, Discrete, expand
 from score_sde.typing import Condition, Data, NetworkApply, Params, PerSample, Time
 
 Coefficients = tuple[PerSample, PerSample]
 
 
 def _edm(sde: SDE, t: Time, sigma_data: float) -> Coefficients:
-    sigma_bar = sde.sigma_bar(t)
-    norm = jnp.sqrt(sigma_bar**2 + sigma_data**2)
-    return sigma_bar / (sigma_data * norm), -sigma_data / norm
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    norm = jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2)
+    return sigma / (sigma_data * norm), -alpha * sigma_data / norm
 
 
 PREDICTIONS: dict[str, Callable[[SDE, Time, float], Coefficients]] = {
@@ -51,7 +57,11 @@ PREDICTIONS: dict[str, Callable[[SDE, Time, float], Coefficients]] = {
 
 NOISE_CONDITIONS: dict[str, Callable[[SDE, Time], PerSample]] = {
     "time": lambda sde, t: 999 * t / sde.T,  # score_sde's label for VP and sub-VP; suits a positional embedding
-    "log_sigma": lambda sde, t: jnp.log(sde.sigma_bar(t)),  # score_sde's for VE; suits a Fourier embedding
+    "sigma": lambda sde, t: sde.sigma_bar(t),  # score_sde's for VE, of which its networks take the logarithm
+    "log_sigma": lambda sde, t: jnp.log(sde.sigma_bar(t)),  # score_sde's VE after it; suits a Fourier embedding
+    "edm": lambda sde, t: 0.25 * jnp.log(sde.sigma_bar(t)),  # c_noise of Karras et al. 2022
+    "log_snr": lambda sde, t: sde.log_snr(t),  # Kingma et al. 2021; Hoogeboom et al. 2023
+    "step": lambda sde, t: sde.step_label(t),  # type: ignore[attr-defined]  # of DDPM's and NCSN's chains
 }
 
 INPUT_SCALES: dict[str, Callable[[SDE, Time, float], PerSample]] = {
@@ -64,14 +74,16 @@ INPUT_SCALES: dict[str, Callable[[SDE, Time, float], PerSample]] = {
 class Denoiser:
     """A process together with a function that predicts something of x_0 or ε from x_t.
 
-    function(x_t, t, condition) -> `(batch, *shape)`: the prediction named by `prediction`. An exact posterior
-    mean is a Denoiser with prediction "x_0"; guidance maps a Denoiser to a Denoiser.
+    function(x_t, t, condition) -> `(batch, *shape)`: the prediction named by `prediction`, at times of the process
+    `trained_on`, which is `sde` where it is None. An exact posterior mean is a Denoiser with prediction "x_0";
+    guidance maps a Denoiser to a Denoiser.
     """
 
     sde: SDE
     function: Callable[[Data, Time, Condition], Data]
     prediction: str = "x_0"
     sigma_data: float = 1.0
+    trained_on: SDE | None = None
 
     def __call__(self, x_t: Data, t: Time, condition: Condition = None) -> Data:
         """D(x_t, t, condition), the estimate of E[x_0 | x_t]."""
@@ -86,24 +98,53 @@ class Denoiser:
         return self.predict("epsilon", x_t, t, condition)
 
     def velocity(self, x_t: Data, t: Time, condition: Condition = None) -> Data:
-        """dα/dt D + dσ/dt ε̂, the velocity of the probability-flow ODE."""
+        """dα/dt D + dσ/dt ε̂, the velocity of the probability-flow ODE. Finite where α_T = 0."""
         return self.predict("velocity", x_t, t, condition)
 
     def predict(self, prediction: str, x_t: Data, t: Time, condition: Condition = None) -> Data:
         """Any row of `PREDICTIONS`, from one evaluation of `function`."""
-        return self.convert(self.function(x_t, t, condition), self.prediction, prediction, x_t, t)
+        if self.trained_on is None:
+            return self.convert(self.function(x_t, t, condition), self.prediction, prediction, x_t, t)
+        trained_t = self.trained_on.time_of_log_snr(self.sde.log_snr(t))
+        scale = expand(self.trained_on.alpha(trained_t) / self.sde.alpha(t), x_t)
+        value = self.function(scale * x_t, trained_t, condition)
+        source = PREDICTIONS[self.prediction](self.trained_on, trained_t, self.sigma_data)
+        return self._combine(value, source, PREDICTIONS[prediction](self.sde, t, self.sigma_data), x_t, t)
 
     def convert(self, value: Data, source: str, target: str, x_t: Data, t: Time) -> Data:
-        """Prediction `target` from the value of prediction `source` at x_t. See the module."""
+        """Prediction `target` from the value of prediction `source` at x_t, both of `sde`. See the module."""
         if source == target:
             return value
+        coefficients = (PREDICTIONS[name](self.sde, t, self.sigma_data) for name in (source, target))
+        return self._combine(value, *coefficients, x_t, t)
+
+    def on(self, sde: SDE) -> "Denoiser":
+        """The same denoiser for another process. Raises UserError where its noise levels go beyond the trained ones."""
+        trained = self.sde if self.trained_on is None else self.trained_on
+        if sde == trained:
+            return dataclasses.replace(self, sde=sde, trained_on=None)
+        check_levels(sde, trained)
+        return dataclasses.replace(self, sde=sde, trained_on=trained)
+
+    def _combine(self, value: Data, source: Coefficients, target: Coefficients, x_t: Data, t: Time) -> Data:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        a_1, b_1 = PREDICTIONS[source](self.sde, t, self.sigma_data)
-        a_2, b_2 = PREDICTIONS[target](self.sde, t, self.sigma_data)
+        (a_1, b_1), (a_2, b_2) = source, target
         determinant = alpha * b_1 - sigma * a_1
         c_value = (alpha * b_2 - sigma * a_2) / determinant
         c_state = (a_2 * b_1 - b_2 * a_1) / determinant
         return expand(c_state, x_t) * x_t + expand(c_value, x_t) * value
+
+
+def check_levels(sde: SDE, trained: SDE) -> None:
+    """Raises UserError unless the noise levels of `sde` lie within those of `trained`, and are finite."""
+    with jax.ensure_compile_time_eval():
+        low, high = (float(sde.sigma_bar(jnp.asarray(t, jnp.float32))) for t in (sde.t_min, sde.T))
+        least, most = (float(trained.sigma_bar(jnp.asarray(t, jnp.float32))) for t in (trained.t_min, trained.T))
+    if not (least * (1 - 1e-3) <= low and high <= most * (1 + 1e-3) and high < math.inf):
+        raise UserError(
+            f"its noise levels sigma/alpha, {low:.4g} to {high:.4g}, must lie within those of the training's process, "
+            f"{least:.4g} to {most:.4g}, and be finite; raise its t_min or lower its T or sigma_max"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,6 +167,24 @@ class Parameterisation:
             check.name("noise_condition", self.noise_condition, NOISE_CONDITIONS)
             check.name("input_scale", self.input_scale, INPUT_SCALES)
             check.that(self.sigma_data > 0, f"sigma_data must be positive, not {self.sigma_data}")
+
+    def check(self, sde: SDE) -> None:
+        """Raises UserError where this does not go together with the process."""
+        with Checks() as check:
+            steps = self.noise_condition != "step" or isinstance(sde, Discrete)
+            check.that(steps, "noise_condition 'step' needs a process with steps of its own (ddpm, smld)")
+            if sde.ends_in_noise:
+                blind = self.prediction in ("epsilon", "score")
+                check.that(
+                    not blind,
+                    f"prediction {self.prediction!r} says nothing of the data at T, where the process is pure noise; "
+                    "use x_0, v, velocity or edm, or a smaller T",
+                )
+                infinite = self.noise_condition not in ("time", "step")
+                check.that(
+                    not infinite,
+                    f"noise_condition {self.noise_condition!r} is infinite at T, which is pure noise; use time",
+                )
 
     def denoiser(
         self, sde: SDE, apply: NetworkApply, params: Params, *, train: bool = False, rng: Any = None

@@ -10,7 +10,6 @@ import typing
 from typing import Any, TypeVar
 
 from score_sde.errors import UserError, closest
-from score_sde.training.duration import Duration
 
 T = TypeVar("T")
 LARGEST = 3.4e38  # about the largest float32, the precision in which floats are used
@@ -22,9 +21,11 @@ class Text(str):
 
 
 def fields_of(cls: type) -> dict[str, Any]:
-    """The settings of a dataclass: name to annotation, without the denoiser that a solver is bound to."""
+    """The settings of a dataclass: name to annotation, without the denoiser that a solver is bound to, and without
+    fields whose metadata say that they are no setting."""
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.name != "denoiser"}
+    fields = [f for f in dataclasses.fields(cls) if f.name != "denoiser" and f.metadata.get("setting", True)]
+    return {field.name: hints[field.name] for field in fields}
 
 
 def read(cls: type, values: dict[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
@@ -58,19 +59,16 @@ def convert(value: Any, hint: Any) -> Any:
 
     Raises UserError where it is not one.
     """
-    origin = typing.get_origin(hint)
-    if origin in (tuple, types.GenericAlias):
+    if typing.get_origin(hint) is tuple:
         return _tuple(value, typing.get_args(hint)[0])
-    if hint is Duration:
-        return Duration.parse(value)
-    if hint is str:
-        if isinstance(value, str):
-            return str(value)
-        raise UserError(f"must be a string, not {value!r}")
+    if typing.get_origin(hint) is types.UnionType:  # what a config can hold comes first
+        return convert(value, typing.get_args(hint)[0])
+    if hasattr(hint, "parse"):  # a type of its own that is written as text: Duration, Formula
+        return value if isinstance(value, hint) else hint.parse(value)
+    if hint is str and isinstance(value, str):
+        return str(value)
     literal = _literal(value) if isinstance(value, Text) else value
-    if hint is bool and isinstance(literal, bool):
-        return literal
-    if hint is int and isinstance(literal, int) and not isinstance(literal, bool):
+    if hint in (bool, int) and type(literal) is hint:
         return literal
     if hint is float and isinstance(literal, int | float) and not isinstance(literal, bool) and _in_float32(literal):
         return float(literal)
@@ -85,7 +83,7 @@ def plain(settings: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, Duration) else value
+    return str(value) if hasattr(value, "parse") else value
 
 
 def _tuple(value: Any, entry: Any) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from score_sde import rng
 from score_sde.denoiser import Denoiser
 from score_sde.errors import Checks, UserError
+from score_sde.sde import SDE
 from score_sde.typing import Data, Keys, Time
 
 LAST_STEPS = ("none", "mean", "denoise")
@@ -71,6 +72,10 @@ class Solver(abc.ABC):
     @abc.abstractmethod
     def evaluations_per_step(self) -> int | None:
         """Evaluations of the denoiser that one step costs; None where it depends on the sample."""
+
+    def check_process(self, sde: SDE) -> None:
+        """Raises UserError where the solver cannot run on the process."""
+        return
 
     def init(self, x_T: Data, grid: Float[np.ndarray, "times"]) -> Carry:
         """The carry before the first step."""

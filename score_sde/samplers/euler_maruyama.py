@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from score_sde import rng
 from score_sde.errors import UserError
 from score_sde.samplers.base import Carry, Solver, advance
-from score_sde.sde import expand, reverse
+from score_sde.sde import SDE, expand, reverse
 from score_sde.typing import Keys, Time
 
 
@@ -28,6 +28,10 @@ class EulerMaruyama(Solver):
     def __post_init__(self) -> None:
         if not self.eta >= 0:
             raise UserError(f"eta must be at least 0, not {self.eta}")
+
+    def check_process(self, sde: SDE) -> None:
+        if sde.ends_in_noise:
+            raise UserError("Euler-Maruyama needs f and g, which are infinite where the process ends in pure noise")
 
     @property
     def stochastic(self) -> bool:

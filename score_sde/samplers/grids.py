@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from score_sde.errors import UserError
 from score_sde.sde import SDE
 
 Grid = Float[np.ndarray, "times"]
@@ -21,7 +22,11 @@ def uniform(sde: SDE, steps: int) -> Grid:
 
 
 def log_snr(sde: SDE, steps: int) -> Grid:
-    """Uniform in λ, half the log signal-to-noise ratio (Lu et al. 2022)."""
+    """Uniform in λ, half the log signal-to-noise ratio (Lu et al. 2022). Raises UserError where it is infinite at T."""
+    if sde.ends_in_noise:
+        raise UserError(
+            "grid 'log_snr' needs a finite log_snr at T, not a process that ends in pure noise; use 'uniform'"
+        )
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         ends = sde.log_snr(jnp.asarray([sde.T, sde.t_min], jnp.float64))
         inner = sde.time_of_log_snr(jnp.linspace(ends[0], ends[1], steps + 1)[1:-1])

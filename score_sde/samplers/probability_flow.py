@@ -1,6 +1,6 @@
 r"""The probability-flow ODE, integrated with adaptive steps of its own for every sample.
 
-    dx/dt = f x − ½ g² score(x, t)
+    dx/dt = f x − ½ g² score(x, t) = dα/dt D + dσ/dt ε̂
 
 Between two times of the grid the error is controlled by `rtol` and `atol`; the usual grid is one step, T to t_min.
 Source: Song et al. 2021, sec. 4.3 and appendix D.
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from score_sde.errors import Checks
 from score_sde.samplers.base import Carry, Solver, advance
-from score_sde.sde import integrate, reverse
+from score_sde.sde import integrate
 from score_sde.typing import Keys, Time
 
 
@@ -42,7 +42,7 @@ class ProbabilityFlowODE(Solver):
     def step(self, carry: Carry, t: Time, s: Time, key: Keys) -> Carry:
         def vector_field(time, sample, _):
             batch, times = sample[None], jnp.asarray(time, sample.dtype)[None]
-            return reverse(self.denoiser.sde, batch, times, self.denoiser.score(batch, times), eta=0.0)[0][0]
+            return self.denoiser.velocity(batch, times)[0]
 
         solution = integrate(vector_field, carry.x, None, t[0], s[0], rtol=self.rtol, atol=self.atol)
         after = advance(carry, solution.y, solution.y, solution.evaluations)

@@ -6,8 +6,9 @@ from typing import Any
 from score_sde import rng
 from score_sde.denoiser import Denoiser
 from score_sde.errors import Checks
-from score_sde.samplers.base import LAST_STEPS, Samples, Solver, run
+from score_sde.samplers.base import LAST_STEPS, Samples, Solver, check_grid, run
 from score_sde.samplers.grids import GRIDS
+from score_sde.sde import SDE
 from score_sde.typing import Keys
 
 
@@ -26,6 +27,11 @@ class Sampler:
             check.name("grid", self.grid, GRIDS)
             check.name("last-step rule", self.last, LAST_STEPS)
             check.that(1 <= self.steps <= 1_000_000, f"steps must lie in [1, 1000000], not {self.steps}")
+
+    def check_process(self, sde: SDE, denoiser: Denoiser) -> None:
+        """Raises UserError where the solver or the grid cannot be used on the process."""
+        self.solver(denoiser=denoiser, **self.options).check_process(sde)
+        check_grid(GRIDS[self.grid](sde, self.steps))
 
     def __call__(self, denoiser: Denoiser, keys: Keys, shape: tuple[int, ...]) -> Samples:
         """One sample of `shape` per key. Traceable."""

@@ -9,6 +9,9 @@ Time runs from data (t = t_min) to noise (t = T). A process states α, σ and th
 form that is stable in float32 on [t_min, T]; everything else is inherited. Every method takes a time of
 any shape and is evaluated elementwise; methods that also take a state take `(batch,)` times.
 
+A process may end in pure noise, α_T = 0 (zero terminal signal-to-noise ratio): log_snr is −∞ at T then, f and g are
+infinite there, and the velocity of the probability-flow ODE stays finite.
+
 Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021;
 the log_snr form of g: Kingma et al., "Variational Diffusion Models", 2021.
 """
@@ -16,6 +19,8 @@ the log_snr form of g: Kingma et al., "Variational Diffusion Models", 2021.
 import abc
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +39,25 @@ def expand(t: PerSample, like: Data) -> Array:
     return t.reshape(t.shape + (1,) * (like.ndim - 1))
 
 
+def gauss(function: Callable[[Times], Times], start: Times, end: Times, *, nodes: int) -> Times:
+    """∫ function from start to end, elementwise, by Gauss's rule; one call of `function`, with an axis more."""
+    positions, weights = (
+        jnp.asarray(values, start.dtype).reshape((nodes,) + (1,) * start.ndim)
+        for values in np.polynomial.legendre.leggauss(nodes)
+    )
+    middle, half = 0.5 * (start + end), 0.5 * (end - start)
+    return half * jnp.sum(weights * function(middle[None] + positions * half[None]), axis=0)
+
+
+@jax.custom_jvp
+def one_minus_exp(x: Times) -> Times:
+    """1 − e^{−x}. Its derivative is e^{−x} to full precision; that of `expm1` is e^x taken from e^x − 1."""
+    return -jnp.expm1(-x)
+
+
+one_minus_exp.defjvps(lambda dx, _, x: jnp.exp(-x) * dx)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SDE(abc.ABC):
     """An affine Gaussian noise process.
@@ -41,6 +65,8 @@ class SDE(abc.ABC):
     t_min: the smallest time, where sampling ends and training begins. T: the largest.
     Raises UserError where 0 ≤ t_min < T does not hold.
     """
+
+    curve: ClassVar[str]  # a row of `CURVES`, where (α, σ) lie
 
     t_min: float
     T: float
@@ -67,8 +93,29 @@ class SDE(abc.ABC):
         with Checks() as check:
             for name, values in jax.device_get(coefficients).items():
                 sound = np.isfinite(values) & ((values > 0) | (name in ("f", "log_snr")))
+                if self.ends_in_noise:
+                    sound[1] = not np.isnan(values[1])
                 for where, value, good in zip(("t_min", "T"), values, sound, strict=True):
                     check.that(bool(good), f"{name} is {value} in float32 at {where}={getattr(self, where)}")
+
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether α_T = 0: nothing of the data is left at T."""
+        with jax.ensure_compile_time_eval():
+            return float(self.alpha(jnp.asarray(self.T, jnp.float32))) == 0
+
+    @property
+    def learned(self) -> bool:
+        """Whether the process has parameters that are trained with the network."""
+        return False
+
+    def init(self) -> Any:
+        """The learned parameters before training, a pytree; nothing for most processes."""
+        return {}
+
+    def bind(self, params: Any) -> "SDE":
+        """The process at learned parameters `params`."""
+        return self
 
     @abc.abstractmethod
     def alpha(self, t: Times) -> Times:
@@ -118,10 +165,20 @@ class SDE(abc.ABC):
         """Mean `(batch, *shape)` and standard deviation `(batch, 1, …)` of x_t given x_0."""
         return expand(self.alpha(t), x_0) * x_0, expand(self.sigma(t), x_0)
 
+    def log_snr_change(self, s: Times, t: Times) -> Times:
+        """log_snr_t − log_snr_s for s ≤ t, at most 0, without the cancellation of a difference of near-equal numbers.
+
+        Over a short step it is the integral of d log_snr/dt, by Gauss's rule with 5 nodes (its relative error is below
+        1e-9 where log_snr changes by less than ½, log_snr being at worst logarithmic in t or in T − t).
+        """
+        direct = self.log_snr(t) - self.log_snr(s)
+        integral = gauss(lambda time: _derivative(self.log_snr, time), s, t, nodes=5)
+        return jnp.where(direct > -0.5, integral, direct)
+
     def transition_coefficients(self, s: Times, t: Times) -> tuple[Times, Times]:
         """(a, G) with x_t = a x_s + G ε for s ≤ t:  a = α_t/α_s,  G² = σ_t² (1 − e^{log_snr_t − log_snr_s})."""
         scale = self.alpha(t) / self.alpha(s)
-        std = self.sigma(t) * jnp.sqrt(-jnp.expm1(self.log_snr(t) - self.log_snr(s)))
+        std = self.sigma(t) * jnp.sqrt(-jnp.expm1(self.log_snr_change(s, t)))
         return scale, std
 
     def transition(self, x_s: Data, s: Time, t: Time) -> tuple[Data, Array]:

@@ -7,10 +7,11 @@ Source: Song et al. 2021, appendix B (eq. 27–29).
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 
-from score_sde.sde.base import Times
+from score_sde.sde.base import Times, one_minus_exp
 from score_sde.sde.linear_beta import LinearBeta
 
 
@@ -18,8 +19,10 @@ from score_sde.sde.linear_beta import LinearBeta
 class SubVP(LinearBeta):
     """Sub-variance preserving, linear β. See the module."""
 
+    curve: ClassVar[str] = "subvp"
+
     def sigma(self, t: Times) -> Times:
-        return -jnp.expm1(-self.integrated_beta(t))
+        return one_minus_exp(self.integrated_beta(t))
 
     def time_of_log_snr(self, log_snr: Times) -> Times:
         return self.time_of_integrated_beta(2 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * log_snr)))

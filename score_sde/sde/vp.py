@@ -7,11 +7,12 @@ Source: Song et al. 2021, appendix B and C (eq. 29, 33).
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from score_sde.sde.base import Times
+from score_sde.sde.base import Times, one_minus_exp
 from score_sde.sde.linear_beta import LinearBeta
 
 
@@ -19,8 +20,10 @@ from score_sde.sde.linear_beta import LinearBeta
 class VP(LinearBeta):
     """Variance preserving, linear β. See the module."""
 
+    curve: ClassVar[str] = "vp"
+
     def sigma(self, t: Times) -> Times:
-        return jnp.sqrt(-jnp.expm1(-self.integrated_beta(t)))
+        return jnp.sqrt(one_minus_exp(self.integrated_beta(t)))
 
     def time_of_log_snr(self, log_snr: Times) -> Times:
         return self.time_of_integrated_beta(jax.nn.softplus(-log_snr))
