@@ -1,0 +1,154 @@
+r"""Solvers of the reverse process of critically damped Langevin diffusion.
+
+From t to s = t − h, with A the drift matrix, g² = 2 Γ β and s_v the score of the velocity,
+
+    dz = (A z − [0; g² s_v]) dt + [0; g] dw̄,   dt < 0
+
+Euler–Maruyama, with stochasticity η as for the affine processes (η = 1 is the reverse SDE, η = 0 Euler on the ODE):
+
+    z_s = z_t − h (A z_t − ½ (1 + η²) [0; g² s_v(z_t, t)]) + η g √h [0; ε]
+
+The symmetric splitting sampler (SSCS) writes the same SDE, in time r = −t that runs with the sampler, as a sum
+
+    d(x, v) = [−(β/M) v; β x − (Γ β/M) v] dr + [0; g] dw               A: an Ornstein–Uhlenbeck process, solved exactly
+            + [0; g² (s_v(z, −r) + v/M)] dr                            S: zero in x, small where z is near equilibrium
+
+and steps as A_{h/2} S_h A_{h/2}. A is the forward process with the velocity turned about, R = diag(1, −1):
+
+    A_{h/2}: mean R Φ(h/2) R z,   covariance R Q(h/2) R                Φ, Q of `sde.cld`, with x_0 and v_0 known
+
+S takes time from t to s with x held. The paper takes it by one Euler step from t, whose error of O(h²) a step makes the
+sampler one of first order, although the splitting is of second. A midpoint step, of two evaluations, restores that:
+
+    SSCS           v ← v + h g² (s_v + v/M)(x, v, t)                   order 1, 1 evaluation      (the paper's)
+    SSCSMidpoint   the same with (x, v_{1/2}, t − h/2),                order 2, 2 evaluations     (not in the paper)
+                   v_{1/2} = v + ½ h g² (s_v + v/M)(x, v, t)
+
+The mean of a step is the state without the noise of its last draw. With `run(…, last="denoise")` the samples are
+E[x_0 | z], of the data's shape; else they are states, of which `sde.data_of` is the data.
+
+Source: Dockhorn, Vahdat & Kreis, "Score-Based Generative Modeling with Critically-Damped Langevin Diffusion", ICLR
+2022, sec. 4 and appendix D.
+"""
+
+import abc
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from score_sde import rng
+from score_sde.augmented import AugmentedDenoiser
+from score_sde.errors import UserError
+from score_sde.samplers.base import Carry, Solver, advance
+from score_sde.sde.base import expand
+from score_sde.sde.cld import State
+from score_sde.typing import Data, Keys, Time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentedSolver(Solver):
+    """Abstract: a solver whose state is (x, v)."""
+
+    # The loop asks a denoiser for D alone, which an augmented one gives; the other solvers ask for more.
+    denoiser: AugmentedDenoiser  # type: ignore[assignment]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentedEulerMaruyama(AugmentedSolver):
+    """Euler–Maruyama with stochasticity eta ≥ 0. See the module."""
+
+    order: ClassVar[int] = 1
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.eta >= 0:
+            raise UserError(f"eta must be at least 0, not {self.eta}")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return 1
+
+    def step(self, carry: Carry, t: Time, s: Time, key: Keys) -> Carry:
+        z_t = carry.x
+        h = expand(t - s, z_t)
+        drift, diffusion = self.denoiser.reverse(z_t, t, self.eta)
+        mean = z_t - h * drift
+        noise = rng.normal(key, self.denoiser.sde.data_of(z_t).shape[1:], z_t.dtype)
+        return advance(carry, _push(mean, diffusion * jnp.sqrt(h) * noise), mean, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SymmetricSplitting(AugmentedSolver):
+    """Abstract: A_{h/2} S_h A_{h/2}. A sampler adds how it steps S."""
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    @abc.abstractmethod
+    def change_of_velocity(self, z: State, t: Time, s: Time) -> Data:
+        """By the score step S from t to s, x being held."""
+
+    def step(self, carry: Carry, t: Time, s: Time, key: Keys) -> Carry:
+        middle = 0.5 * (t + s)
+        mean, noise = self._relax(carry.x, t, middle, rng.child(key, 0))
+        z = mean + noise
+        mean, noise = self._relax(_push(z, self.change_of_velocity(z, t, s)), middle, s, rng.child(key, 1))
+        return advance(carry, mean + noise, mean, self.evaluations_per_step or 0)
+
+    def force(self, z: State, t: Time) -> Data:
+        """g² (s_v + v/M), what S adds to v per unit of time."""
+        sde = self.denoiser.sde
+        g = expand(sde.diffusion_coefficient(t), z)
+        return g**2 * (self.denoiser.score(z, t) + sde.velocity_of(z) / sde.mass)
+
+    def _relax(self, z: State, t: Time, s: Time, key: Keys) -> tuple[State, State]:
+        """Mean and noise of A from t to s < t: the forward transition over t − s of the state with v turned about."""
+        mean, cholesky = self.denoiser.sde.transition(_turn(z), s, t)
+        return _turn(mean), _turn(cholesky.times(rng.normal(key, z.shape[1:], z.dtype)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SSCS(SymmetricSplitting):
+    """The symmetric splitting sampler with an Euler step of S, the paper's. See the module."""
+
+    order: ClassVar[int] = 1
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return 1
+
+    def change_of_velocity(self, z: State, t: Time, s: Time) -> Data:
+        return expand(t - s, z) * self.force(z, t)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SSCSMidpoint(SymmetricSplitting):
+    """The symmetric splitting sampler with a midpoint step of S. See the module."""
+
+    order: ClassVar[int] = 2
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return 2
+
+    def change_of_velocity(self, z: State, t: Time, s: Time) -> Data:
+        h = expand(t - s, z)
+        return h * self.force(_push(z, 0.5 * h * self.force(z, t)), 0.5 * (t + s))
+
+
+def _push(z: State, change: Data) -> State:
+    """z with `change` added to its velocity."""
+    return z + jnp.concatenate([jnp.zeros_like(change), change], axis=-1)
+
+
+def _turn(z: State) -> State:
+    """R z: the velocity turned about."""
+    x, v = jnp.split(z, 2, axis=-1)
+    return jnp.concatenate([x, -v], axis=-1)
