@@ -31,7 +31,8 @@ def get_config(sde: str = "vp") -> ConfigDict:
         config.parameterisation.update(
             {"prediction": "edm", "noise_condition": "log_sigma", "input_scale": "unit_variance"}
         )
-    config.objective = ConfigDict({"weighting": "sigma2"})
+    config.weighting = ConfigDict({"name": "sigma2"})
+    config.times = ConfigDict({"name": "uniform", "low_discrepancy": False})
     config.optimiser = ConfigDict(
         {
             "name": "adam",
@@ -46,7 +47,7 @@ def get_config(sde: str = "vp") -> ConfigDict:
         {
             "batch_size": 64,
             "duration": "1000 steps",
-            "ema_decay": 0.99,
+            "ema_half_lives": ("70 steps",),
             "log_every": "50 steps",
             "sample_every": "500 steps",
             "save_every": "500 steps",

@@ -5,10 +5,11 @@ it configures, in the tables below. Overrides from the command line come last. E
 anything is compiled, and all problems are named at once.
 """
 
+import dataclasses
 import difflib
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -19,19 +20,18 @@ from score_sde.distributed.mesh import MeshSettings, check_batch_size
 from score_sde.errors import UserError, closest
 from score_sde.experiment.base import Evaluation, Experiment, Likelihood, Sampling
 from score_sde.experiment.workdir import Workdir
-from score_sde.losses import Objective
+from score_sde.losses import OBJECTIVES, TIMES, WEIGHTINGS, TimeOptions
 from score_sde.models import NETWORKS, Network
 from score_sde.rng import SEEDS
 from score_sde.samplers import SOLVERS, Sampler
 from score_sde.schema import Text
-from score_sde.sde import PROCESSES, VP
+from score_sde.sde import PROCESSES, SDE, VP, Options
 from score_sde.training.loop import Training
 from score_sde.training.optimiser import Optimiser
 
 # Sections that are one dataclass, and sections whose key chooses a row of a table.
 SETTINGS: dict[str, type] = {
     "parameterisation": Parameterisation,
-    "objective": Objective,
     "optimiser": Optimiser,
     "training": Training,
     "sampling": Sampling,
@@ -39,13 +39,40 @@ SETTINGS: dict[str, type] = {
     "evaluation": Evaluation,
     "mesh": MeshSettings,
 }
-TABLES: dict[str, tuple[str, dict[str, Any]]] = {
-    "data": ("source", SOURCES),
-    "sde": ("name", PROCESSES),
-    "model": ("name", NETWORKS),
+
+SAME = "training"  # sampling_sde.name for the process that the network was trained with
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SameProcess:
+    """Sampling with the process of the training."""
+
+
+class Table(NamedTuple):
+    """A kind of which the section's `key` chooses a row.
+
+    options: settings beside those of the row; its `apply` makes the object from the row's. default: the row where the
+    section chooses none; "" where it must.
+    """
+
+    key: str
+    rows: dict[str, Any]
+    options: type | None = None
+    default: str = ""
+
+
+TABLES: dict[str, Table] = {
+    "data": Table("source", SOURCES),
+    "sde": Table("name", PROCESSES, Options),
+    "model": Table("name", NETWORKS),
+    "objective": Table("name", OBJECTIVES, default="denoising"),
+    "weighting": Table("name", WEIGHTINGS, default="sigma2"),
+    "times": Table("name", TIMES, TimeOptions, default="uniform"),
+    "sampling_sde": Table("name", {SAME: SameProcess, **PROCESSES}, Options, default=SAME),
 }
 SECTIONS = ("seed", "samplers", *SETTINGS, *TABLES)
 ANY_DENOISER = Denoiser(sde=VP(), function=lambda x_t, t, condition: x_t)
+PLACED = ("mesh", "data", "model", "sampling_sde")  # sections whose object the experiment has in another form
 SAMPLER_KEYS = ("grid", "steps", "last")
 BASELINES = ("real", "noise")  # rows of the report beside the samplers'
 
@@ -83,16 +110,14 @@ def build(config: dict[str, Any], overrides: dict[str, str], workdir: Path, comm
     problems: list[str] = []
     raw = _merged(config, overrides, problems)
     objects: dict[str, Any] = {name: schema.build(cls, raw[name], name, problems) for name, cls in SETTINGS.items()}
-    objects |= {name: _row(name, raw[name], problems) for name in TABLES}
     resolved: dict[str, Any] = {"seed": _seed(raw["seed"], problems)}
+    for name in TABLES:
+        objects[name], resolved[name] = _row(name, raw[name], problems)
     samplers = _samplers(raw["samplers"], objects["sampling"], resolved, problems)
     if problems:
         raise UserError("config: " + "; ".join(dict.fromkeys(problems)))
     for name in SETTINGS:
         resolved[name] = schema.plain(objects[name])
-    for name, (key, table) in TABLES.items():
-        chosen = next(row for row, cls in table.items() if type(objects[name]) is cls)
-        resolved[name] = {key: chosen, **schema.plain(objects[name])}
     mesh = objects["mesh"].build()
     for section in ("training", "sampling", "likelihood"):
         check_batch_size(mesh, objects[section].batch_size, f"{section}.batch_size")
@@ -105,7 +130,8 @@ def build(config: dict[str, Any], overrides: dict[str, str], workdir: Path, comm
         source=objects["data"],
         network=network,
         samplers=samplers,
-        **{name: objects[name] for name in (*SETTINGS, "sde") if name != "mesh"},
+        **{name: objects[name] for name in (*SETTINGS, *TABLES) if name not in PLACED},
+        sampling_sde=_sampling_sde(objects),
         mesh=mesh,
     )
 
@@ -126,9 +152,9 @@ def _merged(config: dict[str, Any], overrides: dict[str, str], problems: list[st
     merged["samplers"] = {k: dict(value) if isinstance(value, dict) else {} for k, value in merged["samplers"].items()}
     merged["seed"] = config.get("seed", 0)
     problems += [f"unknown key {key} ({closest(key, SECTIONS)})" for key in config if key not in SECTIONS]
-    for section, (key, _) in TABLES.items():
-        chosen = overrides.get(f"{section}.{key}")
-        if chosen is not None and chosen != merged[section].get(key):
+    for section, table in TABLES.items():
+        chosen = overrides.get(f"{section}.{table.key}")
+        if chosen is not None and chosen != merged[section].get(table.key):
             merged[section] = {}
     for dotted, text in overrides.items():
         first, *rest = dotted.split(".")
@@ -146,22 +172,44 @@ def _merged(config: dict[str, Any], overrides: dict[str, str], problems: list[st
 def _known_keys() -> list[str]:
     keys = ["seed", "samplers.NAME.steps", "samplers.NAME.grid", "samplers.NAME.last", "samplers.NAME.solver"]
     keys += [f"{section}.{key}" for section, cls in SETTINGS.items() for key in schema.fields_of(cls)]
-    return keys + [f"{section}.{key}" for section, (key, _) in TABLES.items()]
+    return keys + [f"{section}.{table.key}" for section, table in TABLES.items()]
 
 
-def _row(section: str, values: dict[str, Any], problems: list[str]) -> Any:
-    """The settings object of the row that a section chooses."""
-    key, table = TABLES[section]
+def _sampling_sde(objects: dict[str, Any]) -> SDE:
+    chosen = objects["sampling_sde"]
+    try:
+        return chosen.apply(objects["sde"]) if isinstance(chosen, Options) else chosen
+    except UserError as error:
+        raise UserError(f"config: sampling_sde: {error}") from error
+
+
+def _row(section: str, values: dict[str, Any], problems: list[str]) -> tuple[Any, dict[str, Any]]:
+    """The object that a section chooses, and its settings as plain data."""
+    table = TABLES[section]
     values = dict(values)
-    name = values.pop(key, None)
-    if not isinstance(name, str) or name not in table:
-        problems.append(f"{section}.{key}: unknown {name!r} ({closest(name, table)})")
-        return None
-    known = (key, *schema.fields_of(table[name]))
+    name = values.pop(table.key, table.default or None)
+    if not isinstance(name, str) or name not in table.rows:
+        problems.append(f"{section}.{table.key}: unknown {name!r} ({closest(name, table.rows)})")
+        return None, {}
+    classes = [table.rows[name], *([table.options] if table.options else [])]
+    known = [table.key, *(field for cls in classes for field in schema.fields_of(cls))]
     unknown = [each for each in values if each not in known]
     problems += [f"unknown key {section}.{each} ({closest(each, known)})" for each in unknown]
-    built = schema.build(table[name], {each: values[each] for each in values if each in known}, section, problems)
-    return None if unknown else built
+    parts = []
+    for cls in classes:
+        own = {each: values[each] for each in values if each in schema.fields_of(cls)}
+        parts.append(schema.build(cls, own, section, problems))
+    if unknown or any(part is None for part in parts):
+        return None, {}
+    plain = {table.key: name} | {key: value for part in parts for key, value in schema.plain(part).items()}
+    row, *options = parts
+    if isinstance(row, SameProcess):
+        return options[0], plain  # applied to the training's process, once that is known
+    try:
+        return (options[0].apply(row) if options else row), plain
+    except UserError as error:
+        problems.append(f"{section}: {error}")
+        return None, {}
 
 
 def _seed(value: Any, problems: list[str]) -> int:

@@ -197,3 +197,24 @@ class Parameterisation:
             return apply(params, expand(scale, x_t) * x_t, label, condition, train=train, rng=rng)
 
         return Denoiser(sde=sde, function=function, prediction=self.prediction, sigma_data=self.sigma_data)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A process, a network and how it is used, as one function of the trained parameters.
+
+    Those are `{"network": …}`, and `"process": …` where the process is learned.
+    """
+
+    sde: SDE
+    parameterisation: Parameterisation
+    apply: NetworkApply
+
+    def process(self, params: Params) -> SDE:
+        """The process at its learned parameters."""
+        return self.sde.bind(params["process"]) if self.sde.learned else self.sde
+
+    def denoiser(self, params: Params, *, train: bool = False, rng: Any = None) -> Denoiser:
+        """The denoiser at the parameters."""
+        sde = self.process(params)
+        return self.parameterisation.denoiser(sde, self.apply, params["network"], train=train, rng=rng)

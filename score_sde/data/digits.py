@@ -25,6 +25,10 @@ class Digits:
     def levels(self) -> int:
         return 17
 
+    @property
+    def classes(self) -> int:
+        return 10
+
     def split(self, name: str) -> Records:
         """ "train" or "test", with fields `image` and `label`."""
         from sklearn.datasets import load_digits  # slow to import, and needed by this source alone

@@ -26,7 +26,8 @@ class Records:
 class Source(Protocol):
     """A row of `data.SOURCES`: a frozen dataclass of settings.
 
-    shape: of one sample, (height, width, channels). levels: how many values a pixel takes.
+    shape: of one sample, (height, width, channels). levels: how many values a pixel takes. classes: how many labels
+    there are, 0 where there is no field `label`.
     """
 
     @property
@@ -34,6 +35,9 @@ class Source(Protocol):
 
     @property
     def levels(self) -> int: ...
+
+    @property
+    def classes(self) -> int: ...
 
     def split(self, name: str) -> Records:
         """The records of "train" or "test"; the same ones at every call, on every machine."""

@@ -49,6 +49,6 @@ def run(name: str, experiment: Experiment, stop: StopRequest) -> None:
         raise UserError(f"no checkpoint in {workdir.checkpoints}; run with --mode=train first")
     else:
         jax.eval_shape(experiment.init_state)  # what the network refuses, before the workdir is made
-    experiment.check_in_float32()  # last, since it computes a few numbers on the device
+    experiment.check()  # last, since it computes a few numbers on the device
     workdir.create(experiment.config)
     mode.run(experiment, stop)

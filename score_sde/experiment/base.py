@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,14 +15,14 @@ from jax.sharding import Mesh
 from score_sde import rng
 from score_sde.checkpoint import Checkpoints
 from score_sde.data import Levels, Records, Source
-from score_sde.denoiser import Denoiser, Parameterisation
+from score_sde.denoiser import Denoiser, Model, Parameterisation, check_levels
 from score_sde.distributed.mesh import replicated
 from score_sde.errors import Checks, UserError
 from score_sde.evaluation.metrics import METRICS
 from score_sde.experiment.workdir import Workdir
-from score_sde.losses import Objective
+from score_sde.losses import Bound, Objective, Times, Weighting
 from score_sde.models import Network
-from score_sde.samplers import GRIDS, Sampler, check_grid
+from score_sde.samplers import Sampler
 from score_sde.sde import SDE
 from score_sde.training.duration import Duration
 from score_sde.training.loop import Training
@@ -73,12 +74,17 @@ class Likelihood:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """metrics: rows of `evaluation.metrics.METRICS`."""
+    """metrics: rows of `evaluation.metrics.METRICS`.
+
+    ema: which of `training.ema_half_lives` is the trained model, by its place, for all modes.
+    """
 
     metrics: tuple[str, ...] = ("frechet_pixels", "recognition")
+    ema: int = 0
 
     def __post_init__(self) -> None:
         with Checks() as check:
+            check.that(self.ema >= 0, f"ema must be at least 0, not {self.ema}")
             for name in self.metrics:
                 check.name("metric", name, METRICS)
 
@@ -97,9 +103,12 @@ class Experiment:
     network: Network
     parameterisation: Parameterisation
     objective: Objective
+    weighting: Weighting
+    times: Times
     optimiser: Optimiser
     training: Training
     sampling: Sampling
+    sampling_sde: SDE
     samplers: dict[str, Sampler]
     likelihood: Likelihood
     evaluation: Evaluation
@@ -132,22 +141,75 @@ class Experiment:
         """The learning rate by step."""
         return self.optimiser.rate(self.steps(self.optimiser.warmup), self.steps(self.optimiser.decay))
 
-    def check_in_float32(self) -> None:
-        """Raises UserError where float32 does not hold the process's coefficients, or tell a grid's times apart."""
-        try:
-            self.sde.check_float32()
-        except UserError as error:
-            raise UserError(f"config: sde: {error}") from error
+    def check(self) -> None:
+        """Raises UserError where what is chosen does not go together, or not in float32; names every problem."""
+        sampling = self.sampling_sde
+        parts: list[tuple[str, Callable[[], object]]] = [
+            ("sde", self.sde.check_float32),
+            ("sampling_sde", lambda: sampling == self.sde or sampling.check_float32()),
+            ("sampling_sde", lambda: sampling == self.sde or check_levels(sampling, self.sde)),
+            ("parameterisation", lambda: self.parameterisation.check(self.sde)),
+            ("objective", lambda: self.objective.check(self.sde)),
+            ("objective", self._check_objective),
+            ("weighting", lambda: self.weighting.check(self.sde)),
+            ("times", lambda: self.times.distribution.check(self.sde)),
+            ("model", self._check_labels),
+            ("evaluation", self._check_average),
+        ]
         for name, sampler in self.samplers.items():
+            parts.append((f"samplers.{name}", functools.partial(sampler.check_process, sampling)))
+        problems = []
+        for section, check in parts:
             try:
-                check_grid(GRIDS[sampler.grid](self.sde, sampler.steps))
+                check()
             except UserError as error:
-                raise UserError(f"config: samplers.{name}: {error}") from error
+                problems.append(f"{section}: {error}")
+        if problems:
+            raise UserError("config: " + "; ".join(dict.fromkeys(problems)))
+
+    def _check_objective(self) -> None:
+        bound = isinstance(self.objective, Bound)
+        with Checks() as check:
+            weighting = self.config["weighting"]["name"]
+            own = not bound or weighting == "vlb"
+            check.that(own, f"'bound' is weighted by itself: set weighting.name to 'vlb', not {weighting!r}")
+            if self.sde.learned:
+                times = self.config["times"]["name"]
+                check.that(bound, "a learned process is trained on the bound: set objective.name to 'bound'")
+                check.that(times == "uniform", f"a learned process needs times.name 'uniform', not {times!r}")
+                condition = self.parameterisation.noise_condition
+                of_level = condition not in ("time", "step")
+                check.that(
+                    of_level,
+                    "a learned process needs a parameterisation.noise_condition that is a function of its noise level, "
+                    f"such as 'log_snr', not {condition!r}",
+                )
+
+    def _check_labels(self) -> None:
+        classes, labels = self.network.settings.classes, self.source.classes
+        with Checks() as check:
+            fits = classes in (0, labels)
+            check.that(fits, f"classes must be 0 or the {labels} of the data, not {classes}")
+            drop = self.training.label_drop
+            check.that(not drop or classes > 0, f"training.label_drop={drop} needs a network with classes")
+
+    def _check_average(self) -> None:
+        count = len(self.training.ema_half_lives)
+        if self.evaluation.ema >= count:
+            raise UserError(f"ema={self.evaluation.ema} is none of the {count} averages in training.ema_half_lives")
 
     def init_state(self) -> TrainState:
         """The training state at step 0. Traceable."""
-        params = self.network.init(rng.stream(self.seed, "parameters"))
-        return TrainState.create(params, self.optimiser.build(self.learning_rate()))
+        params = {"network": self.network.init(rng.stream(self.seed, "parameters"))}
+        if self.sde.learned:
+            params["process"] = self.sde.init()
+        optimiser = self.optimiser.build(self.learning_rate())
+        return TrainState.create(params, optimiser, self.half_lives(), self.times.distribution.init())
+
+    def half_lives(self) -> list[float]:
+        """Those of the averages, in steps."""
+        count = len(self.train_records)
+        return [duration.exact_steps(self.training.batch_size, count) for duration in self.training.ema_half_lives]
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the training state; nothing is computed."""
@@ -160,22 +222,42 @@ class Experiment:
     def open_checkpoints(self, *, read_only: bool) -> Checkpoints:
         return Checkpoints(self.workdir.checkpoints, keep=self.training.keep_checkpoints, read_only=read_only, warn=say)
 
+    @property
+    def model(self) -> Model:
+        """The process, the network and how it is used."""
+        return Model(sde=self.sde, parameterisation=self.parameterisation, apply=self.network.apply)
+
     def denoiser(self, params: Params) -> Denoiser:
         """The trained denoiser, for inference."""
-        return self.parameterisation.denoiser(self.sde, self.network.apply, params)
+        return self.model.denoiser(params)
 
-    def restore(self) -> tuple[int, Params]:
-        """(step, averaged parameters) of the newest sound checkpoint."""
+    def sampling_denoiser(self, params: Params) -> Denoiser:
+        """The trained denoiser on the process that is sampled with."""
+        return self.denoiser(params).on(self.sampling_sde)
+
+    def restore(self) -> tuple["Experiment", int, Params]:
+        """(the experiment with its process as learned, step, averaged parameters) of the newest sound checkpoint."""
         checkpoints = self.open_checkpoints(read_only=True)
         try:
-            return checkpoints.restore_ema(self.abstract_state().ema)
+            step, averages = checkpoints.restore_ema(self.abstract_state().ema)
         finally:
             checkpoints.close()
+        params = averages[self.evaluation.ema]
+        return self.learned(params), step, params
+
+    def learned(self, params: Params) -> "Experiment":
+        """The experiment with a learned process fixed at `params`, so that time grids can be built ahead."""
+        if not self.sde.learned:
+            return self
+        process = jax.device_get(params["process"])
+        sampling = self.sampling_sde.bind(process)
+        return dataclasses.replace(self, sde=self.sde.bind(process), sampling_sde=sampling)
 
     def fingerprint(self, step: int, *parts: Any) -> str:
         """Names a piece of work by all that its result depends on: the model at a step, and `parts`."""
         fixed = {key: self.config[key] for key in ("seed", "data", "sde", "model", "parameterisation")}
-        text = json.dumps([step, fixed, [_plain(part) for part in parts]], sort_keys=True)
+        average = self.config["training"]["ema_half_lives"][self.evaluation.ema]
+        text = json.dumps([step, fixed, average, [_plain(part) for part in parts]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_uint8(self, level: np.ndarray) -> np.ndarray:

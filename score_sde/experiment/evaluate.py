@@ -30,7 +30,7 @@ def check(experiment: Experiment) -> None:
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """Samples first where samples of the newest checkpoint are missing."""
     sample.run(experiment, stop)
-    step, _ = experiment.restore()
+    experiment, step, _ = experiment.restore()
     levels = experiment.source.levels
     size = experiment.sampling.num_samples
     reference = Reference.of(experiment.train_records, experiment.test_records, levels, size)

@@ -26,7 +26,7 @@ from score_sde.writers import say, write_arrays, write_json
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """Computes what has not been computed for this checkpoint."""
-    step, params = experiment.restore()
+    experiment, step, params = experiment.restore()
     fingerprint = experiment.fingerprint(step, experiment.likelihood)
     if read(experiment, fingerprint) is not None:
         say("likelihood: done")

@@ -26,7 +26,7 @@ GRID_IMAGES = 100
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """Runs the samplers that have not been run on this checkpoint; reuses the results of those that have."""
-    step, params = experiment.restore()
+    experiment, step, params = experiment.restore()
     for name, sampler in experiment.samplers.items():
         record = record_of(experiment, step, name)
         if read(experiment, name, record) is not None:
@@ -42,11 +42,14 @@ def record_of(experiment: Experiment, step: int, name: str) -> dict[str, Any]:
     return {
         "sampler": name,
         "settings": settings,
+        "process": experiment.config["sampling_sde"],
         "step": step,
         "num_samples": sampling.num_samples,
         "batch_size": sampling.batch_size,
         "seed": sampling.seed,
-        "fingerprint": experiment.fingerprint(step, settings, sampling.batch_size, sampling.seed),
+        "fingerprint": experiment.fingerprint(
+            step, settings, experiment.config["sampling_sde"], sampling.batch_size, sampling.seed
+        ),
     }
 
 
@@ -98,7 +101,7 @@ def _compile(experiment: Experiment, sampler: Sampler, params: Params):
 
     def sample(params: Params, index: jax.Array) -> dict[str, jax.Array]:
         keys = rng.for_samples(rng.stream(experiment.sampling.seed, "sampling"), index)
-        result = sampler(experiment.denoiser(params), keys, experiment.source.shape)
+        result = sampler(experiment.sampling_denoiser(params), keys, experiment.source.shape)
         return {
             "samples": result.x,
             "image": experiment.levels.quantise(result.x),

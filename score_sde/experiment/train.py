@@ -78,7 +78,8 @@ def _batches(experiment: Experiment) -> Prefetched:
         jax.process_index(),
         jax.process_count(),
     )
-    return Prefetched(source, lambda batch: put_batch(experiment.mesh, {"image": batch["image"]}))
+    fields = ("image", "label") if experiment.network.settings.classes else ("image",)
+    return Prefetched(source, lambda batch: put_batch(experiment.mesh, {name: batch[name] for name in fields}))
 
 
 def _initial(experiment: Experiment, checkpoints, batches: Prefetched) -> TrainState:
@@ -96,13 +97,14 @@ def _initial(experiment: Experiment, checkpoints, batches: Prefetched) -> TrainS
 
 def _compile(experiment: Experiment):
     step = make_step(
-        sde=experiment.sde,
-        parameterisation=experiment.parameterisation,
-        apply=experiment.network.apply,
+        model=experiment.model,
         objective=experiment.objective,
+        weighting=experiment.weighting,
+        times=experiment.times,
         optimiser=experiment.optimiser.build(experiment.learning_rate()),
         levels=experiment.levels,
-        ema_decay=experiment.training.ema_decay,
+        half_lives=experiment.half_lives(),
+        label_drop=experiment.training.label_drop,
         seed=experiment.seed,
     )
     whole, split = replicated(experiment.mesh), by_batch(experiment.mesh)

@@ -15,6 +15,11 @@ class Settings(Protocol):
     The module is called as `module(x, noise_condition, condition, *, train, rng)`.
     """
 
+    @property
+    def classes(self) -> int:
+        """How many labels the network takes; 0 where it takes none."""
+        ...
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError where the network cannot take samples of `shape`."""
 

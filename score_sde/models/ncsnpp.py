@@ -35,7 +35,8 @@ class NCSNpp:
 
     channels: width at full resolution, times `channel_multipliers` below. attention_resolutions: heights in
     pixels at which attention follows each block. fourier_scale: σ of the Fourier embedding's frequencies.
-    dtype: of the computation, "float32" or "bfloat16"; parameters are float32 always.
+    classes: how many labels the condition `{"label": …}` may take, 0 for none; label −1, or no condition, is "no
+    label". dtype: of the computation, "float32" or "bfloat16"; parameters are float32 always.
     """
 
     channels: int = 128
@@ -44,6 +45,7 @@ class NCSNpp:
     attention_resolutions: tuple[int, ...] = (16,)
     embedding: str = "positional"
     fourier_scale: float = 16.0
+    classes: int = 0
     dropout: float = 0.1
     dtype: str = "float32"
 
@@ -60,6 +62,7 @@ class NCSNpp:
             )
             blocks = self.blocks_per_resolution
             check.that(blocks >= 1, f"blocks_per_resolution must be at least 1, not {blocks}")
+            check.that(0 <= self.classes <= 10**6, f"classes must lie in [0, 1e6], not {self.classes}")
             check.that(self.fourier_scale > 0, f"fourier_scale must be positive, not {self.fourier_scale}")
             check.that(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
 
@@ -114,6 +117,8 @@ class NCSNppModule(nnx.Module):
             self.fourier = FourierEmbedding(width, settings.fourier_scale, rngs=rngs)
         self.embed_in = dense(width, features, dtype=dtype, rngs=rngs)
         self.embed_out = dense(features, features, dtype=dtype, rngs=rngs)
+        if settings.classes:
+            self.label = nnx.Embed(settings.classes + 1, features, dtype=dtype, rngs=rngs)
         self.conv_in = conv(shape[-1], width, 3, dtype=dtype, rngs=rngs)
 
         height, skips, channels = shape[0], [width], width
@@ -157,15 +162,15 @@ class NCSNppModule(nnx.Module):
         rng: jax.Array | None,
     ) -> Float[Array, "batch height width channels"]:
         """The raw prediction, float32, of the shape of x. rng is needed where train and dropout > 0."""
-        if condition is not None:
-            raise UserError("ncsnpp takes no condition")
+        if condition is not None and not self.settings.classes:
+            raise UserError("ncsnpp with classes=0 takes no condition")
         call_number = iter(range(1_000_000))
 
         def run(block: Any, h: Array) -> Array:
             key = None if rng is None else jax.random.fold_in(rng, next(call_number))
             return block(h, embedding, train=train, rng=key)
 
-        embedding = self._embedding(noise_condition)
+        embedding = self._embedding(noise_condition, condition)
         h = self.conv_in(x)
         skips = [h]
         block: Any
@@ -183,9 +188,15 @@ class NCSNppModule(nnx.Module):
             h = h if resample is None else run(resample, h)
         return self.conv_out(jax.nn.swish(self.norm_out(h))).astype(jnp.float32)
 
-    def _embedding(self, noise_condition: Float[Array, "batch"]) -> Float[Array, "batch features"]:
+    def _embedding(
+        self, noise_condition: Float[Array, "batch"], condition: Condition
+    ) -> Float[Array, "batch features"]:
         if self.settings.embedding == "fourier":
             features = self.fourier(noise_condition)
         else:
             features = positional_embedding(noise_condition, self.settings.channels)
-        return self.embed_out(jax.nn.swish(self.embed_in(features)))
+        embedding = self.embed_out(jax.nn.swish(self.embed_in(features)))
+        if self.settings.classes:
+            label = jnp.full(noise_condition.shape, -1) if condition is None else condition["label"]
+            embedding = embedding + self.label(label + 1)  # row 0 is that of no label
+        return embedding

@@ -28,9 +28,10 @@ class Sampler:
             check.name("last-step rule", self.last, LAST_STEPS)
             check.that(1 <= self.steps <= 1_000_000, f"steps must lie in [1, 1000000], not {self.steps}")
 
-    def check_process(self, sde: SDE, denoiser: Denoiser) -> None:
+    def check_process(self, sde: SDE) -> None:
         """Raises UserError where the solver or the grid cannot be used on the process."""
-        self.solver(denoiser=denoiser, **self.options).check_process(sde)
+        unused = Denoiser(sde=sde, function=lambda x_t, t, condition: x_t)
+        self.solver(denoiser=unused, **self.options).check_process(sde)
         check_grid(GRIDS[self.grid](sde, self.steps))
 
     def __call__(self, denoiser: Denoiser, keys: Keys, shape: tuple[int, ...]) -> Samples:

@@ -110,7 +110,10 @@ class SDE(abc.ABC):
         return False
 
     def init(self) -> Any:
-        """The learned parameters before training, a pytree; nothing for most processes."""
+        """The learned parameters before training, nothing for most processes.
+
+        A learned one has `{"ends": …, "shape": …}`: what sets log_snr at t_min and T, and what sets it in between.
+        """
         return {}
 
     def bind(self, params: Any) -> "SDE":

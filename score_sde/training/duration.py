@@ -33,5 +33,8 @@ class Duration:
 
     def steps(self, batch_size: int, records: int) -> int:
         """The number of training steps, rounded up."""
-        images = {"steps": batch_size, "epochs": records, "images": 1}[self.unit] * self.amount
-        return int(-(-images // batch_size))
+        return math.ceil(self.exact_steps(batch_size, records))
+
+    def exact_steps(self, batch_size: int, records: int) -> float:
+        """The same, not rounded."""
+        return {"steps": batch_size, "epochs": records, "images": 1}[self.unit] * self.amount / batch_size

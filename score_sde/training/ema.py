@@ -1,9 +1,11 @@
-r"""Exponential moving average of the parameters.
+r"""Exponential moving averages of the parameters, one for each half-life.
 
-    ema ← d ema + (1 − d) params,   d = min(decay, (1 + n)/(10 + n)) after n updates
+    ema ← d ema + (1 − d) params,   d = min(2^{−1/h}, (1 + n)/(10 + n)) after n updates, h the half-life in steps
 
 The second term forgets the initial parameters quickly, as in the original code. Kept in float32.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,19 @@ from jaxtyping import Array, Int
 from score_sde.typing import Params
 
 
-def update(ema: Params, params: Params, decay: float, updates: Int[Array, ""]) -> Params:
-    """The average after `updates` ≥ 1 updates in all."""
+def create(params: Params, half_lives: Sequence[float]) -> tuple[Params, ...]:
+    """The averages before the first step, which are the parameters."""
+    return tuple(jax.tree.map(jnp.copy, params) for _ in half_lives)
+
+
+def update(
+    averages: tuple[Params, ...], params: Params, half_lives: Sequence[float], updates: Int[Array, ""]
+) -> tuple[Params, ...]:
+    """The averages after `updates` ≥ 1 updates in all. half_lives: in steps."""
     count = updates.astype(jnp.float32)
-    rate = 1 - jnp.minimum(decay, (1 + count) / (10 + count))
-    return jax.tree.map(lambda average, value: average + rate * (value - average), ema, params)
+
+    def one(average: Params, half_life: float) -> Params:
+        rate = jnp.maximum(1 - 0.5 ** (1 / half_life), 9 / (10 + count))  # 1 − d
+        return jax.tree.map(lambda old, new: old + rate * (new - old), average, params)
+
+    return tuple(one(average, half_life) for average, half_life in zip(averages, half_lives, strict=True))

@@ -20,11 +20,14 @@ from score_sde.writers import MetricWriter, Progress, say
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """Settings. keep_checkpoints: how many of the newest are kept."""
+    """Settings. ema_half_lives: of the parameters' moving averages, one average each; `evaluation.ema` chooses one.
+    label_drop: the share of labels hidden in training, for classifier-free guidance. keep_checkpoints: how many of the
+    newest are kept."""
 
     batch_size: int = 128
     duration: Duration = Duration(1_300_000, "steps")
-    ema_decay: float = 0.9999
+    ema_half_lives: tuple[Duration, ...] = (Duration(6931, "steps"),)  # d = 0.9999
+    label_drop: float = 0.0
     log_every: Duration = Duration(50, "steps")
     sample_every: Duration = Duration(10_000, "steps")
     save_every: Duration = Duration(10_000, "steps")
@@ -34,7 +37,10 @@ class Training:
         with Checks() as check:
             check.that(1 <= self.batch_size <= 10**6, f"batch_size must lie in [1, 1e6], not {self.batch_size}")
             check.that(self.keep_checkpoints >= 1, f"keep_checkpoints must be at least 1, not {self.keep_checkpoints}")
-            check.that(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), not {self.ema_decay}")
+            check.that(len(self.ema_half_lives) > 0, "ema_half_lives must name at least one half-life")
+            for half_life in self.ema_half_lives:
+                check.that(half_life.amount > 0, f"ema_half_lives must be more than 0, not '{half_life}'")
+            check.that(0 <= self.label_drop <= 1, f"label_drop must lie in [0, 1], not {self.label_drop}")
             for name in ("duration", "log_every", "sample_every", "save_every"):
                 check.that(getattr(self, name).amount > 0, f"{name} must be more than 0, not '{getattr(self, name)}'")
 
@@ -83,7 +89,7 @@ def train(
 
             if done > last_saved and done % every.sample == 0 and done < every.total:
                 pause = time.monotonic()
-                preview(done, state.ema)
+                preview(done, state.ema[0])
                 clock += time.monotonic() - pause
 
             if done > last_saved and (done % every.save == 0 or done == every.total or stop.requested):

@@ -1,6 +1,7 @@
 """All that a training run is, as one frozen pytree."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from score_sde.training import ema
 from score_sde.typing import Params
 
 
@@ -47,16 +49,20 @@ class Window:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: updates done. ema: the moving average of params, of their structure. window: see `Window`."""
+    """step: updates done. ema: the moving averages of params, each of their structure. times: what the distribution of
+    training times remembers. window: see `Window`."""
 
     step: Int[Array, ""]
     params: Params
-    ema: Params
+    ema: tuple[Params, ...]
     optimiser: Any
+    times: Any
     window: Window
 
     @staticmethod
-    def create(params: Params, optimiser: optax.GradientTransformation) -> "TrainState":
-        """The state before the first step; the average starts as the parameters."""
-        ema = jax.tree.map(jnp.copy, params)
-        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimiser.init(params), Window.empty())
+    def create(
+        params: Params, optimiser: optax.GradientTransformation, half_lives: Sequence[float], times: Any = ()
+    ) -> "TrainState":
+        """The state before the first step; the averages start as the parameters."""
+        averages = ema.create(params, half_lives)
+        return TrainState(jnp.zeros((), jnp.int32), params, averages, optimiser.init(params), times, Window.empty())

@@ -1,6 +1,6 @@
 """One training step, a pure function of the state and a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,45 +9,74 @@ import optax
 from score_sde import rng
 from score_sde.data.levels import Levels
 from score_sde.data.source import Batch
-from score_sde.denoiser import Parameterisation
-from score_sde.losses import Objective
-from score_sde.sde import SDE
+from score_sde.denoiser import Model
+from score_sde.losses import Objective, Times, Weighting, schedule_loss
 from score_sde.training import ema
 from score_sde.training.state import TrainState
-from score_sde.typing import NetworkApply
+from score_sde.typing import Condition, Keys, Params
+
+NO_LABEL = -1
 
 
 def make_step(
     *,
-    sde: SDE,
-    parameterisation: Parameterisation,
-    apply: NetworkApply,
+    model: Model,
     objective: Objective,
+    weighting: Weighting,
+    times: Times,
     optimiser: optax.GradientTransformation,
     levels: Levels,
-    ema_decay: float,
+    half_lives: Sequence[float],
+    label_drop: float,
     seed: int,
 ) -> Callable[[TrainState, Batch], TrainState]:
-    """The step to be compiled: dequantise, loss and gradient, update, average."""
+    """The step to be compiled: dequantise, loss and gradient, update, averages.
 
-    def mean_loss(params, batch, step):
-        keys = rng.for_samples(rng.at_step(rng.stream(seed, "train"), step), jnp.arange(len(batch["image"])))
-        dropout = rng.at_step(rng.stream(seed, "dropout"), step)
+    half_lives: of the averages, in steps. label_drop: the share of labels that are hidden.
+    """
+
+    def loss_of(params: Params, batch: Batch, state: TrainState):
+        keys = rng.for_samples(rng.at_step(rng.stream(seed, "train"), state.step), jnp.arange(len(batch["image"])))
+        dropout = rng.at_step(rng.stream(seed, "dropout"), state.step)
         x_0 = levels.dequantise(batch["image"], rng.child(keys, 0))
-        denoiser = parameterisation.denoiser(sde, apply, params, train=True, rng=dropout)
-        return jnp.mean(objective(denoiser, x_0, None, rng.child(keys, 1)))
+        condition = _condition(batch, rng.child(keys, 3), label_drop)
+        on_bound = _followed(params, "ends") if model.sde.learned else params
+        denoiser = model.denoiser(on_bound, train=True, rng=dropout)
+        t, factor = times.draw(denoiser.sde, rng.child(keys, 2), state.times)
+        loss = objective(denoiser, weighting, x_0, condition, rng.child(keys, 1), t, factor)
+        remembered = times.distribution.update(state.times, denoiser.sde, t, jax.lax.stop_gradient(loss.at_time))
+        mean = jnp.mean(loss.total)
+        trained = mean
+        if model.sde.learned:
+            trained = mean + schedule_loss(model.process(_followed(params, "shape")), t, loss.at_time)
+        return trained, (mean, remembered)
 
     def step(state: TrainState, batch: Batch) -> TrainState:
-        loss, gradient = jax.value_and_grad(mean_loss)(state.params, batch, state.step)
+        gradient, (loss, remembered) = jax.grad(loss_of, has_aux=True)(state.params, batch, state)
         updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
         done = state.step + 1
         return TrainState(
             step=done,
             params=params,
-            ema=ema.update(state.ema, params, ema_decay, done),
+            ema=ema.update(state.ema, params, half_lives, done),
             optimiser=optimiser_state,
+            times=remembered,
             window=state.window.add(done, loss, optax.tree.norm(gradient)),
         )
 
     return step
+
+
+def _followed(params: Params, part: str) -> Params:
+    """The parameters with the gradient in one part of the learned process, and not in the other."""
+    process = params["process"]
+    return {**params, "process": {**jax.lax.stop_gradient(process), part: process[part]}}
+
+
+def _condition(batch: Batch, keys: Keys, label_drop: float) -> Condition:
+    """`{"label": …}` of a batch with labels, `NO_LABEL` where it is hidden, for classifier-free guidance; else None."""
+    if "label" not in batch:
+        return None
+    hidden = rng.uniform(keys) < label_drop
+    return {"label": jnp.where(hidden, NO_LABEL, batch["label"])}

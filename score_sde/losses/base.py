@@ -1,0 +1,42 @@
+"""What an objective is."""
+
+import abc
+import dataclasses
+from typing import NamedTuple
+
+from score_sde.denoiser import Denoiser
+from score_sde.losses.weightings import Weighting
+from score_sde.sde import SDE
+from score_sde.typing import Condition, Data, Keys, PerSample, Time
+
+
+class Loss(NamedTuple):
+    """Both `(batch,)`. total: what is trained on.
+
+    at_time: the part of it that depends on t, without the factor: how large the loss is at which time.
+    """
+
+    total: PerSample
+    at_time: PerSample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective(abc.ABC):
+    """A training objective. Subclasses are final."""
+
+    def check(self, sde: SDE) -> None:
+        """Raises UserError where the process cannot be trained with it."""
+        return
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        weighting: Weighting,
+        x_0: Data,
+        condition: Condition,
+        keys: Keys,
+        t: Time,
+        factor: PerSample,
+    ) -> Loss:
+        """The loss of each sample at its time t; keys draw its noise. factor: of the times, see `losses.times`."""
