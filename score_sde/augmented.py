@@ -1,4 +1,4 @@
-r"""Denoisers and objectives of the augmented process, critically damped Langevin diffusion.
+r"""Denoisers of the augmented process, critically damped Langevin diffusion.
 
 Only the velocity is given noise, so only the score with respect to it is learned. Given x_0 alone,
 
@@ -25,19 +25,8 @@ from the score of the velocity alone:
 
     D(z_t, t) = E[x_0 | z_t] = (ρ x − v + l_vv ε̂_v)/(ρ a − b),         ρ a − b > 0
 
-Objectives, for one draw of z_t, with w(t) as in `losses`:
-
-    L = E  w(t) · mean_d (ε̂_v − ε_v)²
-
-    hybrid     z_t given x_0, v_0 ~ N(0, γ M I) integrated out, so that the target −ε_v/l_vv varies less
-    denoising  z_t given (x_0, v_0), the same minimiser with l_vv of that law in place of ours
-
-    weighting    w(t)           λ(t) of the score's error
-    epsilon      1              l_vv² = ℓ_t⁻²                          (the paper's reweighted objective)
-    likelihood   2 Γ β/l_vv²    2 Γ β = g²                             (the evidence bound)
-
 Source: Dockhorn, Vahdat & Kreis, "Score-Based Generative Modeling with Critically-Damped Langevin Diffusion", ICLR
-2022, sec. 3.2 (hybrid score matching, mixed score) and appendix B. The posterior mean is not in the paper.
+2022, sec. 3 (mixed score) and appendix B. The posterior mean is in the authors' code.
 """
 
 import dataclasses
@@ -46,17 +35,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from score_sde import rng as random
-from score_sde.errors import Checks
-from score_sde.sde.base import expand
-from score_sde.sde.cld import CLD, Cholesky, State
-from score_sde.typing import Condition, Data, Keys, NetworkApply, Params, PerSample, Time
+from score_sde.errors import Checks, UserError
+from score_sde.sde.base import Process, expand
+from score_sde.sde.cld import CLD, State
+from score_sde.typing import Condition, Data, NetworkApply, Params, PerSample, Time
 
 PREDICTIONS = ("epsilon", "mixed", "score", "x_0")
-WEIGHTINGS: dict[str, Callable[[CLD, Time, PerSample], PerSample]] = {
-    "epsilon": lambda sde, t, l_vv: jnp.ones_like(t),
-    "likelihood": lambda sde, t, l_vv: (sde.diffusion_coefficient(t) / l_vv) ** 2,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +95,12 @@ class AugmentedDenoiser:
         push = 0.5 * (1 + eta**2) * g**2 * score
         return self.sde.drift(z_t, t) - jnp.concatenate([jnp.zeros_like(push), push], axis=-1), eta * g
 
+    def on(self, sde: Process) -> "AugmentedDenoiser":
+        """The same denoiser, for the process that it is of. Raises UserError for another one."""
+        if sde != self.sde:
+            raise UserError("an augmented process is sampled with itself alone")
+        return self
+
     def _epsilon(self, value: Data, z_t: State, t: Time) -> Data:
         """ε̂_v of the function's value. See the module's table."""
         if self.prediction == "epsilon":
@@ -151,68 +141,3 @@ def network_denoiser(
         return sde.velocity_of(apply(params, z_t, 999 * t / sde.T, condition, train=train, rng=rng))
 
     return AugmentedDenoiser(sde=sde, function=function, prediction=prediction)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HybridScoreMatching:
-    """Score matching given x_0 alone, with a weighting, a row of `WEIGHTINGS`. See the module."""
-
-    weighting: str = "epsilon"
-
-    def __post_init__(self) -> None:
-        _check_weighting(self.weighting)
-
-    def __call__(
-        self, denoiser: AugmentedDenoiser, x_0: Data, condition: Condition, keys: Keys, t: Time | None = None
-    ) -> PerSample:
-        """The loss of each sample, `(batch,)`; one draw of ε per sample, and of t ~ U[t_min, T) if it is not given."""
-        t = _time(denoiser.sde, keys, t)
-        mean, cholesky = denoiser.sde.marginal(x_0, t)
-        return _loss(denoiser, mean, cholesky, cholesky.l_vv, condition, keys, t, self.weighting)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DenoisingScoreMatching:
-    """Score matching given x_0 and v_0 ~ N(0, γ M I), with a weighting, a row of `WEIGHTINGS`. See the module."""
-
-    weighting: str = "epsilon"
-
-    def __post_init__(self) -> None:
-        _check_weighting(self.weighting)
-
-    def __call__(
-        self, denoiser: AugmentedDenoiser, x_0: Data, condition: Condition, keys: Keys, t: Time | None = None
-    ) -> PerSample:
-        """The loss of each sample, `(batch,)`; one draw of v_0 and ε per sample, and of t if it is not given."""
-        sde = denoiser.sde
-        t = _time(sde, keys, t)
-        v_0 = (sde.gamma * sde.mass) ** 0.5 * random.normal(random.child(keys, 2), x_0.shape[1:], x_0.dtype)
-        mean, cholesky = sde.conditional_mean(x_0, v_0, t), sde.cholesky(t, "z_0")
-        return _loss(denoiser, mean, cholesky, sde.cholesky(t).l_vv, condition, keys, t, self.weighting)
-
-
-def _check_weighting(weighting: str) -> None:
-    with Checks() as check:
-        check.name("weighting", weighting, WEIGHTINGS)
-
-
-def _time(sde: CLD, keys: Keys, t: Time | None) -> Time:
-    return sde.t_min + (sde.T - sde.t_min) * random.uniform(random.child(keys, 0)) if t is None else t
-
-
-def _loss(
-    denoiser: AugmentedDenoiser,
-    mean: State,
-    cholesky: Cholesky,
-    l_vv: PerSample,
-    condition: Condition,
-    keys: Keys,
-    t: Time,
-    weighting: str,
-) -> PerSample:
-    """w(t) mean_d (ε̂_v − ε_v)² of z_t = mean + L ε; l_vv is the one in the denoiser's ε̂_v, L's own is in the target."""
-    noise = random.normal(random.child(keys, 1), mean.shape[1:], mean.dtype)
-    estimate = denoiser.epsilon(mean + cholesky.times(noise), t, condition)
-    error = expand(cholesky.l_vv / l_vv, estimate) * estimate - denoiser.sde.velocity_of(noise)
-    weight = WEIGHTINGS[weighting](denoiser.sde, t, cholesky.l_vv)
-    return weight * jnp.mean(error**2, axis=tuple(range(1, error.ndim)))

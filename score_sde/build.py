@@ -25,7 +25,7 @@ from score_sde.models import NETWORKS, Network
 from score_sde.rng import SEEDS
 from score_sde.samplers import SOLVERS, Sampler
 from score_sde.schema import Text
-from score_sde.sde import PROCESSES, SDE, VP, Options
+from score_sde.sde import AUGMENTED, PROCESSES, VP, Options, Process
 from score_sde.training.loop import Training
 from score_sde.training.optimiser import Optimiser
 
@@ -63,7 +63,7 @@ class Table(NamedTuple):
 
 TABLES: dict[str, Table] = {
     "data": Table("source", SOURCES),
-    "sde": Table("name", PROCESSES, Options),
+    "sde": Table("name", {**PROCESSES, **AUGMENTED}, Options),
     "model": Table("name", NETWORKS),
     "objective": Table("name", OBJECTIVES, default="denoising"),
     "weighting": Table("name", WEIGHTINGS, default="sigma2"),
@@ -121,7 +121,7 @@ def build(config: dict[str, Any], overrides: dict[str, str], workdir: Path, comm
     mesh = objects["mesh"].build()
     for section in ("training", "sampling", "likelihood"):
         check_batch_size(mesh, objects[section].batch_size, f"{section}.batch_size")
-    network = Network(objects["model"], objects["data"].shape)
+    network = Network(objects["model"], objects["sde"].state_shape(objects["data"].shape))
     return Experiment(
         config=resolved,
         command=command,
@@ -175,7 +175,7 @@ def _known_keys() -> list[str]:
     return keys + [f"{section}.{table.key}" for section, table in TABLES.items()]
 
 
-def _sampling_sde(objects: dict[str, Any]) -> SDE:
+def _sampling_sde(objects: dict[str, Any]) -> Process:
     chosen = objects["sampling_sde"]
     try:
         return chosen.apply(objects["sde"]) if isinstance(chosen, Options) else chosen

@@ -33,8 +33,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from score_sde import augmented
 from score_sde.errors import Checks, UserError
-from score_sde.sde import SDE, Discrete, expand
+from score_sde.sde import CLD, SDE, Discrete, Process, check_kind, expand
 from score_sde.typing import Condition, Data, NetworkApply, Params, PerSample, Time
 
 Coefficients = tuple[PerSample, PerSample]
@@ -135,8 +136,12 @@ class Denoiser:
         return expand(c_state, x_t) * x_t + expand(c_value, x_t) * value
 
 
-def check_levels(sde: SDE, trained: SDE) -> None:
+def check_levels(sde: Process, trained: Process) -> None:
     """Raises UserError unless the noise levels of `sde` lie within those of `trained`, and are finite."""
+    for each in (trained, sde):
+        check_kind("sampling with another process than the training's", each, SDE, "use 'training'")
+    assert isinstance(sde, SDE)
+    assert isinstance(trained, SDE)
     with jax.ensure_compile_time_eval():
         low, high = (float(sde.sigma_bar(jnp.asarray(t, jnp.float32))) for t in (sde.t_min, sde.T))
         least, most = (float(trained.sigma_bar(jnp.asarray(t, jnp.float32))) for t in (trained.t_min, trained.T))
@@ -151,9 +156,9 @@ def check_levels(sde: SDE, trained: SDE) -> None:
 class Parameterisation:
     """How a network is used as a denoiser.
 
-    prediction: what its output means, a row of `PREDICTIONS`. noise_condition: what it is told of t, a row of
-    `NOISE_CONDITIONS`. input_scale: the factor on x_t, a row of `INPUT_SCALES`. sigma_data: the data's
-    standard deviation, for "edm" and "unit_variance".
+    prediction: what its output means, a row of `PREDICTIONS`, or of `augmented.PREDICTIONS` for an augmented process.
+    noise_condition: what it is told of t, a row of `NOISE_CONDITIONS`. input_scale: the factor on x_t, a row of
+    `INPUT_SCALES`. sigma_data: the data's standard deviation, for "edm" and "unit_variance".
     """
 
     prediction: str = "epsilon"
@@ -163,14 +168,24 @@ class Parameterisation:
 
     def __post_init__(self) -> None:
         with Checks() as check:
-            check.name("prediction", self.prediction, PREDICTIONS)
+            check.name("prediction", self.prediction, dict.fromkeys((*PREDICTIONS, *augmented.PREDICTIONS)))
             check.name("noise_condition", self.noise_condition, NOISE_CONDITIONS)
             check.name("input_scale", self.input_scale, INPUT_SCALES)
             check.that(self.sigma_data > 0, f"sigma_data must be positive, not {self.sigma_data}")
 
-    def check(self, sde: SDE) -> None:
+    def check(self, sde: Process) -> None:
         """Raises UserError where this does not go together with the process."""
         with Checks() as check:
+            rows = PREDICTIONS if isinstance(sde, SDE) else augmented.PREDICTIONS
+            check.that(
+                self.prediction in rows,
+                f"prediction {self.prediction!r} is not for {sde.kind}, which have {', '.join(rows)}",
+            )
+            if not isinstance(sde, SDE):
+                for name, only in (("noise_condition", "time"), ("input_scale", "none")):
+                    value = getattr(self, name)
+                    check.that(value == only, f"{name} {value!r} is not for {sde.kind}, which have {only!r} alone")
+                return
             steps = self.noise_condition != "step" or isinstance(sde, Discrete)
             check.that(steps, "noise_condition 'step' needs a process with steps of its own (ddpm, smld)")
             if sde.ends_in_noise:
@@ -206,15 +221,19 @@ class Model:
     Those are `{"network": …}`, and `"process": …` where the process is learned.
     """
 
-    sde: SDE
+    sde: Process
     parameterisation: Parameterisation
     apply: NetworkApply
 
-    def process(self, params: Params) -> SDE:
+    def process(self, params: Params) -> Process:
         """The process at its learned parameters."""
         return self.sde.bind(params["process"]) if self.sde.learned else self.sde
 
-    def denoiser(self, params: Params, *, train: bool = False, rng: Any = None) -> Denoiser:
-        """The denoiser at the parameters."""
-        sde = self.process(params)
-        return self.parameterisation.denoiser(sde, self.apply, params["network"], train=train, rng=rng)
+    def denoiser(self, params: Params, *, train: bool = False, rng: Any = None) -> Any:
+        """The denoiser at the parameters: a `Denoiser`, or an `AugmentedDenoiser` for an augmented process."""
+        sde, network = self.process(params), params["network"]
+        if isinstance(sde, CLD):
+            prediction = self.parameterisation.prediction
+            return augmented.network_denoiser(sde, self.apply, network, prediction=prediction, train=train, rng=rng)
+        assert isinstance(sde, SDE)
+        return self.parameterisation.denoiser(sde, self.apply, network, train=train, rng=rng)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from score_sde import rng
 from score_sde.checkpoint import Checkpoints
 from score_sde.data import Levels, Records, Source
-from score_sde.denoiser import Denoiser, Model, Parameterisation, check_levels
+from score_sde.denoiser import Model, Parameterisation, check_levels
 from score_sde.distributed.mesh import replicated
 from score_sde.errors import Checks, UserError
 from score_sde.evaluation.metrics import METRICS
@@ -23,7 +23,7 @@ from score_sde.experiment.workdir import Workdir
 from score_sde.losses import Bound, Objective, Times, Weighting
 from score_sde.models import Network
 from score_sde.samplers import Sampler
-from score_sde.sde import SDE
+from score_sde.sde import SDE, Process, check_kind
 from score_sde.training.duration import Duration
 from score_sde.training.loop import Training
 from score_sde.training.optimiser import Optimiser
@@ -99,7 +99,7 @@ class Experiment:
     seed: int
     mesh: Mesh
     source: Source
-    sde: SDE
+    sde: Process
     network: Network
     parameterisation: Parameterisation
     objective: Objective
@@ -108,7 +108,7 @@ class Experiment:
     optimiser: Optimiser
     training: Training
     sampling: Sampling
-    sampling_sde: SDE
+    sampling_sde: Process
     samplers: dict[str, Sampler]
     likelihood: Likelihood
     evaluation: Evaluation
@@ -166,6 +166,10 @@ class Experiment:
                 problems.append(f"{section}: {error}")
         if problems:
             raise UserError("config: " + "; ".join(dict.fromkeys(problems)))
+
+    def check_likelihood(self) -> None:
+        """Raises UserError where the process has no likelihood in this project."""
+        check_kind("--mode=likelihood, a part of --mode=all,", self.sde, SDE, "use --mode=train, then --mode=evaluate")
 
     def _check_objective(self) -> None:
         bound = isinstance(self.objective, Bound)
@@ -227,11 +231,11 @@ class Experiment:
         """The process, the network and how it is used."""
         return Model(sde=self.sde, parameterisation=self.parameterisation, apply=self.network.apply)
 
-    def denoiser(self, params: Params) -> Denoiser:
+    def denoiser(self, params: Params) -> Any:
         """The trained denoiser, for inference."""
         return self.model.denoiser(params)
 
-    def sampling_denoiser(self, params: Params) -> Denoiser:
+    def sampling_denoiser(self, params: Params) -> Any:
         """The trained denoiser on the process that is sampled with."""
         return self.denoiser(params).on(self.sampling_sde)
 

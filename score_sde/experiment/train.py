@@ -9,7 +9,8 @@ from score_sde.distributed.mesh import by_batch, put_batch, replicated
 from score_sde.errors import UserError
 from score_sde.experiment.base import Experiment, sample_indices
 from score_sde.experiment.pictures import grid, write_png
-from score_sde.samplers import DDIM, Sampler
+from score_sde.samplers import DDIM, SSCS, Sampler
+from score_sde.sde import CLD, SDE
 from score_sde.training.interrupt import StopRequest
 from score_sde.training.loop import Every, train
 from score_sde.training.state import TrainState
@@ -17,7 +18,10 @@ from score_sde.training.step import make_step
 from score_sde.typing import Params
 from score_sde.writers import MetricWriter, say
 
-PREVIEW = Sampler(solver=DDIM, options={"eta": 0.0}, steps=20, last="denoise")
+PREVIEWS: dict[type, Sampler] = {  # the first whose kind the process is of
+    SDE: Sampler(solver=DDIM, options={"eta": 0.0}, steps=20, last="denoise"),
+    CLD: Sampler(solver=SSCS, options={}, steps=40, last="denoise"),
+}
 PREVIEW_IMAGES = 64
 
 
@@ -113,11 +117,12 @@ def _compile(experiment: Experiment):
 
 def _preview(experiment: Experiment, metrics: MetricWriter):
     """Samples of a few steps from the averaged parameters, always from the same noise."""
+    sampler = next(each for kind, each in PREVIEWS.items() if isinstance(experiment.sde, kind))
 
     @jax.jit
     def sample(params: Params) -> jax.Array:
         keys = rng.for_samples(rng.stream(experiment.seed, "preview"), sample_indices(0, PREVIEW_IMAGES))
-        x = PREVIEW(experiment.denoiser(params), keys, experiment.source.shape).x
+        x = sampler(experiment.denoiser(params), keys, experiment.source.shape).x
         return experiment.levels.quantise(x)
 
     def preview(step: int, params: Params) -> None:

@@ -10,6 +10,7 @@ t and factor come from `Times.draw`.
 from score_sde.losses.base import Loss, Objective
 from score_sde.losses.bound import Bound, BoundTerms, bound_terms, schedule_loss
 from score_sde.losses.denoising import Denoising
+from score_sde.losses.hybrid import Hybrid
 from score_sde.losses.sliced import Sliced
 from score_sde.losses.times import (
     Distribution,
@@ -28,6 +29,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "denoising": Denoising,
     "sliced": Sliced,
     "bound": Bound,
+    "hybrid": Hybrid,
 }
 
 TIMES: dict[str, type[Distribution]] = {
@@ -46,6 +48,7 @@ __all__ = [
     "Bound",
     "BoundTerms",
     "Denoising",
+    "Hybrid",
     "Loss",
     "Objective",
     "Sliced",

@@ -2,11 +2,10 @@
 
 import abc
 import dataclasses
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from score_sde.denoiser import Denoiser
 from score_sde.losses.weightings import Weighting
-from score_sde.sde import SDE
+from score_sde.sde import SDE, Process, check_kind
 from score_sde.typing import Condition, Data, Keys, PerSample, Time
 
 
@@ -22,16 +21,21 @@ class Loss(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective(abc.ABC):
-    """A training objective. Subclasses are final."""
+    """A training objective. Subclasses are final.
 
-    def check(self, sde: SDE) -> None:
+    processes: those that it trains; its denoisers are of that kind.
+    """
+
+    processes: ClassVar[type] = SDE
+
+    def check(self, sde: Process) -> None:
         """Raises UserError where the process cannot be trained with it."""
-        return
+        check_kind("this objective", sde, self.processes, f"use {'denoising' if isinstance(sde, SDE) else 'hybrid'!r}")
 
     @abc.abstractmethod
     def __call__(
         self,
-        denoiser: Denoiser,
+        denoiser: Any,
         weighting: Weighting,
         x_0: Data,
         condition: Condition,

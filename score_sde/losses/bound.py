@@ -38,7 +38,7 @@ from score_sde.errors import UserError
 from score_sde.losses.base import Loss, Objective
 from score_sde.losses.denoising import squared_error
 from score_sde.losses.weightings import Weighting
-from score_sde.sde import SDE
+from score_sde.sde import SDE, Process
 from score_sde.typing import Condition, Data, Keys, PerSample, Time
 
 
@@ -50,7 +50,7 @@ class BoundTerms(NamedTuple):
     reconstruction: PerSample
 
 
-def check_bound(sde: SDE) -> None:
+def check_bound(sde: Process) -> None:
     """Raises UserError where the process has no such bound."""
     if sde.ends_in_noise:
         raise UserError("the bound needs a finite log_snr at T, not a process that ends in pure noise; use a smaller T")
@@ -74,7 +74,8 @@ def bound_terms(
 class Bound(Objective):
     """The bound in nats a dimension. It weights by itself: `weighting` must be "vlb", which its diffusion term is."""
 
-    def check(self, sde: SDE) -> None:
+    def check(self, sde: Process) -> None:
+        super().check(sde)
         check_bound(sde)
 
     def __call__(

@@ -20,7 +20,7 @@ spread evenly (Kingma et al. 2021, appendix I.1). A sample's time then depends o
 
 import abc
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,28 +29,33 @@ from jaxtyping import Array, Float, Int
 
 from score_sde import rng
 from score_sde.errors import Checks, UserError
-from score_sde.sde import SDE, Discrete
+from score_sde.sde import SDE, Discrete, Process, check_kind
 from score_sde.typing import Keys, PerSample, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distribution(abc.ABC):
-    """A distribution of times. Subclasses are final."""
+    """A distribution of times. Subclasses are final.
 
-    def check(self, sde: SDE) -> None:
+    processes: those that it is for.
+    """
+
+    processes: ClassVar[type] = Process
+
+    def check(self, sde: Process) -> None:
         """Raises UserError where the process has no such times."""
-        return
+        check_kind("this distribution", sde, self.processes, "use 'uniform', 'logit_normal' or 'loss_second_moment'")
 
     def init(self) -> Any:
         """What it remembers of the training, before it: a pytree."""
         return ()
 
-    def update(self, state: Any, sde: SDE, t: Time, loss: PerSample) -> Any:
+    def update(self, state: Any, sde: Process, t: Time, loss: PerSample) -> Any:
         """What it remembers after a batch with these losses, not multiplied by the factor."""
         return state
 
     @abc.abstractmethod
-    def __call__(self, sde: SDE, u: PerSample, state: Any) -> tuple[Time, PerSample]:
+    def __call__(self, sde: Any, u: PerSample, state: Any) -> tuple[Time, PerSample]:
         """(t, factor) for u in [0, 1)."""
 
 
@@ -72,7 +77,7 @@ class Times:
     distribution: Distribution
     low_discrepancy: bool = False
 
-    def draw(self, sde: SDE, keys: Keys, state: Any) -> tuple[Time, PerSample]:
+    def draw(self, sde: Process, keys: Keys, state: Any) -> tuple[Time, PerSample]:
         """(t, factor), one of each per key."""
         u = rng.uniform(keys)
         if self.low_discrepancy:
@@ -81,7 +86,7 @@ class Times:
         return self.distribution(sde, u, state)
 
 
-def _between(sde: SDE, share: PerSample) -> Time:
+def _between(sde: Process, share: PerSample) -> Time:
     """The time that lies `share` of the way from t_min to T."""
     return jnp.clip(sde.t_min + (sde.T - sde.t_min) * share, sde.t_min, sde.T)
 
@@ -90,13 +95,15 @@ def _between(sde: SDE, share: PerSample) -> Time:
 class Uniform(Distribution):
     """U[t_min, T)."""
 
-    def __call__(self, sde: SDE, u: PerSample, state: Any) -> tuple[Time, PerSample]:
+    def __call__(self, sde: Process, u: PerSample, state: Any) -> tuple[Time, PerSample]:
         return _between(sde, u), jnp.ones_like(u)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogNormal(Distribution):
     """EDM's: log σ̄ normal, cut to the process's noise levels."""
+
+    processes: ClassVar[type] = SDE
 
     mean: float = -1.2
     std: float = 1.2
@@ -123,7 +130,7 @@ class LogitNormal(Distribution):
         if not self.std > 0:
             raise UserError(f"std must be positive, not {self.std}")
 
-    def __call__(self, sde: SDE, u: PerSample, state: Any) -> tuple[Time, PerSample]:
+    def __call__(self, sde: Process, u: PerSample, state: Any) -> tuple[Time, PerSample]:
         share = sde.t_min / sde.T
         low = np.float32(-np.inf if share == 0 else (np.log(share / (1 - share)) - self.mean) / self.std)
         logit = _cut_normal(u, jnp.asarray(low), jnp.asarray(np.float32(np.inf))) * self.std + self.mean
@@ -142,7 +149,10 @@ def _cut_normal(u: PerSample, low: Float[Array, ""], high: Float[Array, ""]) -> 
 class Importance(Distribution):
     """Proportional to the likelihood weight: uniform in log_snr."""
 
-    def check(self, sde: SDE) -> None:
+    processes: ClassVar[type] = SDE
+
+    def check(self, sde: Process) -> None:
+        super().check(sde)
         if sde.ends_in_noise:
             raise UserError("'importance' needs a finite log_snr at T, not a process that ends in pure noise")
 
@@ -189,7 +199,7 @@ class LossSecondMoment(Distribution):
         ready = jnp.all(state.counts >= self.kept) & (jnp.sum(root) > 0)
         return jnp.where(ready, mixed, 1 / self.bins)
 
-    def __call__(self, sde: SDE, u: PerSample, state: History) -> tuple[Time, PerSample]:
+    def __call__(self, sde: Process, u: PerSample, state: History) -> tuple[Time, PerSample]:
         probability = self.probabilities(state)
         edges = jnp.concatenate([jnp.zeros(1), jnp.cumsum(probability)])
         edges = edges / edges[-1]
@@ -198,7 +208,7 @@ class LossSecondMoment(Distribution):
         share = (bin_.astype(u.dtype) + jnp.clip(inside, 0, 1)) / self.bins
         return _between(sde, share), 1 / (self.bins * probability[bin_])
 
-    def update(self, state: History, sde: SDE, t: Time, loss: PerSample) -> History:
+    def update(self, state: History, sde: Process, t: Time, loss: PerSample) -> History:
         bin_ = jnp.clip(((t - sde.t_min) / (sde.T - sde.t_min) * self.bins).astype(jnp.int32), 0, self.bins - 1)
         # Where in its bin's ring each loss goes: after those that came before it, earlier in this batch included.
         order = jnp.argsort(bin_, stable=True)
@@ -215,7 +225,7 @@ class LossSecondMoment(Distribution):
 class Steps(Distribution):
     """The steps of a discrete chain, all alike."""
 
-    def check(self, sde: SDE) -> None:
+    def check(self, sde: Process) -> None:
         if not isinstance(sde, Discrete):
             raise UserError("'steps' needs a process with steps of its own (ddpm, smld)")
 

@@ -10,7 +10,8 @@ so a weight is stated below for ε and, where the paper has it so, for another q
 
     weighting      w(t)                          the paper's
     sigma2         1                             λ(t) = σ² on the score; DDPM's simple loss (Ho et al. 2020; Song et al.
-    2021) likelihood     g²/σ²                         λ(t) = g² on the score (Song, Durkan, Murray & Ermon 2021)
+                                                 2021)
+    likelihood     g²/σ²                         λ(t) = g² on the score (Song, Durkan, Murray & Ermon 2021)
     vlb            ½ (T − t_min) g²/σ²           E over uniform t is the bound's diffusion term, in nats a dimension
                                                  (Kingma et al. 2021, eq. 15)
     edm            (σ̄² + σ_d²)/σ_d²              λ(σ̄) = (σ̄² + σ_d²)/(σ̄ σ_d)² on D (Karras et al. 2022)
@@ -20,38 +21,46 @@ so a weight is stated below for ε and, where the paper has it so, for another q
     sigmoid        ½ (T − t_min) g²/σ² · sigmoid(b − log_snr)
                                                  ½ (−log_snr') e^b sigmoid(log_snr − b) on x_0 (Kingma & Gao 2023;
                                                  Hoogeboom et al. 2024, "Simpler Diffusion")
+
+The first two are also for augmented processes, with ε̂_v, the noise of the velocity, and its σ.
 """
 
 import abc
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from score_sde.errors import Checks, UserError
-from score_sde.sde import SDE
+from score_sde.sde import SDE, Process, check_kind
 from score_sde.typing import PerSample, Time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weighting(abc.ABC):
-    """w(t) for a process. Subclasses are final."""
+    """w(t) for a process. Subclasses are final.
 
-    def check(self, sde: SDE) -> None:
-        """Raises UserError where the weight is infinite."""
-        return
+    processes: those that it is for.
+    """
+
+    processes: ClassVar[type] = SDE
+
+    def check(self, sde: Process) -> None:
+        """Raises UserError where the process has no such weight, or it is infinite."""
+        check_kind("this weighting", sde, self.processes, "use 'sigma2' or 'likelihood'")
 
     @abc.abstractmethod
-    def __call__(self, sde: SDE, t: Time) -> PerSample:
+    def __call__(self, sde: Any, t: Time) -> PerSample:
         """w(t), `(batch,)`."""
 
 
-def _rate(sde: SDE, t: Time) -> PerSample:
+def _rate(sde: Process, t: Time) -> PerSample:
     """g²/σ² = −d log_snr/dt."""
     return (sde.diffusion_coefficient(t) / sde.sigma(t)) ** 2
 
 
-def _check_rate(name: str, sde: SDE) -> None:
+def _check_rate(name: str, sde: Process) -> None:
     if sde.ends_in_noise:
         raise UserError(f"{name!r} is infinite at T, where the process ends in pure noise; use another, or a smaller T")
 
@@ -60,7 +69,9 @@ def _check_rate(name: str, sde: SDE) -> None:
 class Sigma2(Weighting):
     """All times alike."""
 
-    def __call__(self, sde: SDE, t: Time) -> PerSample:
+    processes: ClassVar[type] = Process
+
+    def __call__(self, sde: Process, t: Time) -> PerSample:
         return jnp.ones_like(t)
 
 
@@ -68,10 +79,13 @@ class Sigma2(Weighting):
 class Likelihood(Weighting):
     """Of the evidence bound, with the constants of Song et al."""
 
-    def check(self, sde: SDE) -> None:
+    processes: ClassVar[type] = Process
+
+    def check(self, sde: Process) -> None:
+        super().check(sde)
         _check_rate("likelihood", sde)
 
-    def __call__(self, sde: SDE, t: Time) -> PerSample:
+    def __call__(self, sde: Process, t: Time) -> PerSample:
         return _rate(sde, t)
 
 
@@ -79,7 +93,8 @@ class Likelihood(Weighting):
 class VLB(Weighting):
     """Of the evidence bound, in nats a dimension."""
 
-    def check(self, sde: SDE) -> None:
+    def check(self, sde: Process) -> None:
+        super().check(sde)
         _check_rate("vlb", sde)
 
     def __call__(self, sde: SDE, t: Time) -> PerSample:
@@ -96,7 +111,8 @@ class EDMWeighting(Weighting):
         if not self.sigma_data > 0:
             raise UserError(f"sigma_data must be positive, not {self.sigma_data}")
 
-    def check(self, sde: SDE) -> None:
+    def check(self, sde: Process) -> None:
+        super().check(sde)
         _check_rate("edm", sde)
 
     def __call__(self, sde: SDE, t: Time) -> PerSample:
@@ -154,7 +170,8 @@ class Sigmoid(Weighting):
 
     bias: float = -3.0
 
-    def check(self, sde: SDE) -> None:
+    def check(self, sde: Process) -> None:
+        super().check(sde)
         _check_rate("sigmoid", sde)
 
     def __call__(self, sde: SDE, t: Time) -> PerSample:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from score_sde import rng
 from score_sde.denoiser import Denoiser
 from score_sde.errors import Checks, UserError
-from score_sde.sde import SDE
+from score_sde.sde import SDE, Process, check_kind
 from score_sde.typing import Data, Keys, Time
 
 LAST_STEPS = ("none", "mean", "denoise")
@@ -41,7 +41,7 @@ class Carry(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """x: the samples. evaluations: network evaluations spent on each.
+    """x: the samples, data of the states that the solver left. evaluations: network evaluations spent on each.
 
     failed: where the solver gave up, or x is not finite.
     """
@@ -56,10 +56,11 @@ class Solver(abc.ABC):
     """One step rule of a reverse-time process. Subclasses are final.
 
     order: of convergence, strong for ODE solvers and weak for stochastic ones. evaluations_per_step: None
-    where it depends on the sample.
+    where it depends on the sample. processes: those that it runs on; its denoisers are of that kind.
     """
 
     order: ClassVar[int]
+    processes: ClassVar[type] = SDE
 
     denoiser: Denoiser
 
@@ -74,7 +75,7 @@ class Solver(abc.ABC):
         """Evaluations of the denoiser that one step costs; None where it depends on the sample."""
 
     def check_process(self, sde: SDE) -> None:
-        """Raises UserError where the solver cannot run on the process."""
+        """Raises UserError where the solver cannot run on a process of its kind."""
         return
 
     def init(self, x_T: Data, grid: Float[np.ndarray, "times"]) -> Carry:
@@ -90,6 +91,12 @@ class Solver(abc.ABC):
 def advance(carry: Carry, x: Data, mean: Data, evaluations: Int[Array, "batch"] | int) -> Carry:
     """The carry after a step that left x, had mean `mean` and spent `evaluations`."""
     return carry._replace(x=x, mean=mean, evaluations=carry.evaluations + evaluations)
+
+
+def check_solver(solver: type[Solver], sde: Process) -> None:
+    """Raises UserError where the process is not of the solver's kind."""
+    hint = "use euler_maruyama, pc, ddim, ode, …" if isinstance(sde, SDE) else "use sscs, sscs_midpoint or ode"
+    check_kind("this solver", sde, solver.processes, hint)
 
 
 def check_grid(grid: Float[np.ndarray, "times"], dtype: Any = np.float32) -> Float[np.ndarray, "times"]:
@@ -117,7 +124,7 @@ def run(solver: Solver, x_T: Data, grid: Float[np.ndarray, "times"], keys: Keys,
 
     steps = (jnp.asarray(times[:-1]), jnp.asarray(times[1:]), jnp.arange(len(times) - 1))
     carry, _ = jax.lax.scan(body, solver.init(x_T, grid), steps)
-    x, evaluations = carry.mean if last == "mean" else carry.x, carry.evaluations
+    x, evaluations = solver.denoiser.sde.data_of(carry.mean if last == "mean" else carry.x), carry.evaluations
     if last == "denoise":
         x, evaluations = solver.denoiser(carry.x, times[-1] * ones), evaluations + 1
     finite = jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))

@@ -24,11 +24,11 @@ sampler one of first order, although the splitting is of second. A midpoint step
     SSCSMidpoint   the same with (x, v_{1/2}, t − h/2),                order 2, 2 evaluations     (not in the paper)
                    v_{1/2} = v + ½ h g² (s_v + v/M)(x, v, t)
 
-The mean of a step is the state without the noise of its last draw. With `run(…, last="denoise")` the samples are
-E[x_0 | z], of the data's shape; else they are states, of which `sde.data_of` is the data.
+The mean of a step is the state without the noise of its last draw. It makes a difference to the data in the splitting
+samplers alone: the others draw noise of the velocity only, and the samples are positions.
 
 Source: Dockhorn, Vahdat & Kreis, "Score-Based Generative Modeling with Critically-Damped Langevin Diffusion", ICLR
-2022, sec. 4 and appendix D.
+2022, and its authors' code.
 """
 
 import abc
@@ -42,7 +42,7 @@ from score_sde.augmented import AugmentedDenoiser
 from score_sde.errors import UserError
 from score_sde.samplers.base import Carry, Solver, advance
 from score_sde.sde.base import expand
-from score_sde.sde.cld import State
+from score_sde.sde.cld import CLD, State
 from score_sde.typing import Data, Keys, Time
 
 
@@ -50,7 +50,9 @@ from score_sde.typing import Data, Keys, Time
 class AugmentedSolver(Solver):
     """Abstract: a solver whose state is (x, v)."""
 
-    # The loop asks a denoiser for D alone, which an augmented one gives; the other solvers ask for more.
+    processes: ClassVar[type] = CLD
+
+    # The loop asks a denoiser for D and its process alone; the other solvers ask for more.
     denoiser: AugmentedDenoiser  # type: ignore[assignment]
 
 

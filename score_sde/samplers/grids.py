@@ -11,18 +11,23 @@ import numpy as np
 from jaxtyping import Float
 
 from score_sde.errors import UserError
-from score_sde.sde import SDE
+from score_sde.sde import SDE, Process, check_kind
 
 Grid = Float[np.ndarray, "times"]
 
 
-def uniform(sde: SDE, steps: int) -> Grid:
+def uniform(sde: Process, steps: int) -> Grid:
     """Uniform in t."""
     return np.linspace(sde.T, sde.t_min, steps + 1, dtype=np.float64)
 
 
-def log_snr(sde: SDE, steps: int) -> Grid:
-    """Uniform in λ, half the log signal-to-noise ratio (Lu et al. 2022). Raises UserError where it is infinite at T."""
+def log_snr(sde: Process, steps: int) -> Grid:
+    """Uniform in λ, half the log signal-to-noise ratio (Lu et al. 2022).
+
+    Raises UserError where there is none, or it is infinite at T.
+    """
+    check_kind("grid 'log_snr'", sde, SDE, "use 'uniform'")
+    assert isinstance(sde, SDE)
     if sde.ends_in_noise:
         raise UserError(
             "grid 'log_snr' needs a finite log_snr at T, not a process that ends in pure noise; use 'uniform'"
@@ -33,7 +38,7 @@ def log_snr(sde: SDE, steps: int) -> Grid:
         return np.concatenate([[sde.T], np.asarray(inner, np.float64), [sde.t_min]])
 
 
-GRIDS: dict[str, Callable[[SDE, int], Grid]] = {
+GRIDS: dict[str, Callable[[Process, int], Grid]] = {
     "uniform": uniform,
     "log_snr": log_snr,
 }

@@ -2,7 +2,8 @@ r"""The probability-flow ODE, integrated with adaptive steps of its own for ever
 
     dx/dt = f x − ½ g² score(x, t) = dα/dt D + dσ/dt ε̂
 
-Between two times of the grid the error is controlled by `rtol` and `atol`; the usual grid is one step, T to t_min.
+For an augmented process it is the ODE of the whole state, see `augmented`. Between two times of the grid the error is
+controlled by `rtol` and `atol`; the usual grid is one step, T to t_min.
 Source: Song et al. 2021, sec. 4.3 and appendix D.
 """
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from score_sde.errors import Checks
 from score_sde.samplers.base import Carry, Solver, advance
-from score_sde.sde import integrate
+from score_sde.sde import Process, integrate
 from score_sde.typing import Keys, Time
 
 
@@ -22,6 +23,7 @@ class ProbabilityFlowODE(Solver):
     """Adaptive integration (Tsitouras 5(4)) of the probability-flow ODE. See the module."""
 
     order: ClassVar[int] = 5
+    processes: ClassVar[type] = Process
 
     rtol: float = 1e-3
     atol: float = 1e-3

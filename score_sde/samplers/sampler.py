@@ -6,9 +6,9 @@ from typing import Any
 from score_sde import rng
 from score_sde.denoiser import Denoiser
 from score_sde.errors import Checks
-from score_sde.samplers.base import LAST_STEPS, Samples, Solver, check_grid, run
+from score_sde.samplers.base import LAST_STEPS, Samples, Solver, check_grid, check_solver, run
 from score_sde.samplers.grids import GRIDS
-from score_sde.sde import SDE
+from score_sde.sde import SDE, Process
 from score_sde.typing import Keys
 
 
@@ -28,14 +28,16 @@ class Sampler:
             check.name("last-step rule", self.last, LAST_STEPS)
             check.that(1 <= self.steps <= 1_000_000, f"steps must lie in [1, 1000000], not {self.steps}")
 
-    def check_process(self, sde: SDE) -> None:
+    def check_process(self, sde: Process) -> None:
         """Raises UserError where the solver or the grid cannot be used on the process."""
-        unused = Denoiser(sde=sde, function=lambda x_t, t, condition: x_t)
-        self.solver(denoiser=unused, **self.options).check_process(sde)
+        check_solver(self.solver, sde)
+        if isinstance(sde, SDE):
+            unused = Denoiser(sde=sde, function=lambda x_t, t, condition: x_t)
+            self.solver(denoiser=unused, **self.options).check_process(sde)
         check_grid(GRIDS[self.grid](sde, self.steps))
 
-    def __call__(self, denoiser: Denoiser, keys: Keys, shape: tuple[int, ...]) -> Samples:
-        """One sample of `shape` per key. Traceable."""
+    def __call__(self, denoiser: Any, keys: Keys, shape: tuple[int, ...]) -> Samples:
+        """One sample of `shape` per key, of a denoiser of the solver's kind. Traceable."""
         solver = self.solver(denoiser=denoiser, **self.options)
         x_T = denoiser.sde.prior_sample(rng.child(keys, 0), shape)
         return run(solver, x_T, GRIDS[self.grid](denoiser.sde, self.steps), rng.child(keys, 1), last=self.last)

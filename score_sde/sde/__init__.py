@@ -1,6 +1,10 @@
-"""Noise processes. To add one: a file that defines an `SDE`, and its line in `PROCESSES`."""
+"""Noise processes. To add one: a file that defines an `SDE`, and its line in `PROCESSES`.
 
-from score_sde.sde.base import SDE, expand
+`AUGMENTED` are those whose state holds more than the data: they have denoisers, objectives and solvers of their own.
+"""
+
+from score_sde.sde.base import SDE, Process, check_kind, expand
+from score_sde.sde.cld import CLD
 from score_sde.sde.cosine import Cosine
 from score_sde.sde.curves import CURVES
 from score_sde.sde.ddpm import DDPM
@@ -33,7 +37,13 @@ PROCESSES: dict[str, type[SDE]] = {
     "vdm": VDM,
 }
 
+AUGMENTED: dict[str, type[CLD]] = {
+    "cld": CLD,
+}
+
 __all__ = [
+    "AUGMENTED",
+    "CLD",
     "CURVES",
     "DDPM",
     "EDM",
@@ -48,10 +58,12 @@ __all__ = [
     "Formula",
     "FromLogSNR",
     "Options",
+    "Process",
     "RectifiedFlow",
     "Solution",
     "SubVP",
     "Trigonometric",
+    "check_kind",
     "expand",
     "integrate",
     "reverse",

@@ -20,7 +20,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -59,17 +59,79 @@ one_minus_exp.defjvps(lambda dx, _, x: jnp.exp(-x) * dx)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SDE(abc.ABC):
-    """An affine Gaussian noise process.
+class Process(abc.ABC):
+    """A noise process, whatever its state is: the data, or the data beside something else.
 
     t_min: the smallest time, where sampling ends and training begins. T: the largest.
-    Raises UserError where 0 ≤ t_min < T does not hold.
     """
 
-    curve: ClassVar[str]  # a row of `CURVES`, where (α, σ) lie
+    kind: ClassVar[str]  # what processes of this kind are called in messages
 
     t_min: float
     T: float
+
+    @abc.abstractmethod
+    def check_float32(self) -> None:
+        """Raises UserError where float32 does not hold the process's coefficients at t_min and T."""
+
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether nothing at all of the data is left at T."""
+        return False
+
+    @property
+    def learned(self) -> bool:
+        """Whether the process has parameters that are trained with the network."""
+        return False
+
+    def init(self) -> Any:
+        """The learned parameters before training, nothing for most processes.
+
+        A learned one has `{"ends": …, "shape": …}`: what sets log_snr at t_min and T, and what sets it in between.
+        """
+        return {}
+
+    def bind(self, params: Any) -> Self:
+        """The process at learned parameters `params`."""
+        return self
+
+    def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the state of data of this shape, both without or both with a batch."""
+        return shape
+
+    def data_of(self, state: Data) -> Data:
+        """The part of a state that is data."""
+        return state
+
+    @abc.abstractmethod
+    def sigma(self, t: Times) -> Times:
+        """σ_t, the standard deviation of the noise that ε̂ estimates."""
+
+    @abc.abstractmethod
+    def diffusion_coefficient(self, t: Times) -> Times:
+        """g(t) of the part of the state that the process gives noise to."""
+
+    @abc.abstractmethod
+    def prior_sample(self, keys: Keys, shape: tuple[int, ...]) -> Data:
+        """States at T, one per key, for data of `shape`."""
+
+    @abc.abstractmethod
+    def prior_log_prob(self, state: Data) -> PerSample:
+        """Their log density in nats, `(batch,)`."""
+
+
+def check_kind(what: str, process: Process, kind: Any, hint: str) -> None:
+    """Raises UserError unless the process is of the kind, a class, that `what` is for. hint: what would be right."""
+    if not isinstance(process, kind):
+        raise UserError(f"{what} is for {kind.kind}, not {process.kind}; {hint}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SDE(Process):
+    """An affine Gaussian noise process. Raises UserError where 0 ≤ t_min < T does not hold."""
+
+    kind: ClassVar[str] = "affine processes (such as vp)"
+    curve: ClassVar[str]  # a row of `CURVES`, where (α, σ) lie
 
     def __post_init__(self) -> None:
         if not 0 <= self.t_min < self.T:
@@ -81,7 +143,6 @@ class SDE(abc.ABC):
         return
 
     def check_float32(self) -> None:
-        """Raises UserError where float32 does not hold the process's coefficients at t_min and T."""
         t = jnp.asarray([self.t_min, self.T], jnp.float32)
         coefficients = {
             "alpha": self.alpha(t),
@@ -103,22 +164,6 @@ class SDE(abc.ABC):
         """Whether α_T = 0: nothing of the data is left at T."""
         with jax.ensure_compile_time_eval():
             return float(self.alpha(jnp.asarray(self.T, jnp.float32))) == 0
-
-    @property
-    def learned(self) -> bool:
-        """Whether the process has parameters that are trained with the network."""
-        return False
-
-    def init(self) -> Any:
-        """The learned parameters before training, nothing for most processes.
-
-        A learned one has `{"ends": …, "shape": …}`: what sets log_snr at t_min and T, and what sets it in between.
-        """
-        return {}
-
-    def bind(self, params: Any) -> "SDE":
-        """The process at learned parameters `params`."""
-        return self
 
     @abc.abstractmethod
     def alpha(self, t: Times) -> Times:

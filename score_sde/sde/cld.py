@@ -3,7 +3,7 @@ r"""Critically damped Langevin diffusion: data x coupled to a velocity v, and no
 With z = (x, v), mass M and Γ = 2 √M (critical damping), for every dimension of the data
 
     dx = (β/M) v dt
-    dv = −β x dt − (Γ β/M) v dt + √(2 Γ β) dw                 (paper, eq. 5; β constant)
+    dv = −β x dt − (Γ β/M) v dt + √(2 Γ β) dw                 (β constant, as for the paper's CIFAR-10)
 
 Time runs from data (t_min) to noise (T), where z ~ N(0, I) × N(0, M I), the stationary law. At t = 0 the velocity is
 N(0, γ M I), apart from the data.
@@ -36,12 +36,13 @@ The Cholesky factor has l_xx = √Σ_xx, l_xu = Σ_xu/l_xx and l_uu = √(|Σ|/�
 for γ = 0 and small t loses three quarters of 4τ. Back in v, each index u is a factor √M.
 
 Source: Dockhorn, Vahdat & Kreis, "Score-Based Generative Modeling with Critically-Damped Langevin Diffusion", ICLR
-2022, sec. 3 and appendix B. The paper also adds 1e-9 to Σ and computes it in float64; the forms above need neither.
+2022, sec. 3 and appendix B; the closed forms in y are ours. The authors' code adds 1e-9 (CIFAR-10; 1e-6 elsewhere) to
+Σ_xx and Σ_vv and computes them in float64; the forms above need neither.
 """
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ from jaxtyping import Array, Float
 
 from score_sde import rng
 from score_sde.errors import Checks
-from score_sde.sde.base import Times, expand
+from score_sde.sde.base import Process, Times, expand
 from score_sde.typing import Data, Keys, PerSample, Time
 
 Matrices = Float[Array, "*times 2 2"]
@@ -75,18 +76,20 @@ class Cholesky(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CLD:
-    """Critically damped Langevin diffusion; the defaults are the paper's. See the module.
+class CLD(Process):
+    """Critically damped Langevin diffusion; the defaults are the paper's for CIFAR-10. See the module.
 
     A state `(batch, *shape[:-1], 2 shape[-1])` has the positions first and the velocities second on its last axis.
 
     beta: β. mass: M; it fixes the damping. gamma: γ, the variance of the first velocity in units of M, in [0, 1].
     t_min: where sampling ends and training begins. At t = 0 x has no noise of its own and determines the velocity that
-    took it there, so ℓ_t = 1/l_vv diverges as 1/√t. At 1e-3, where the paper's sampler ends, x_t given x_0 has a
+    took it there, so ℓ_t = 1/l_vv diverges as 1/√t. At 1e-3, where the authors' sampler ends, x_t given x_0 has a
     standard deviation of 0.0018, a quarter of one of 256 levels on [−1, 1].
     Methods take a time of any shape; methods of a state take `(batch,)`.
     Raises UserError where a parameter makes no sense.
     """
+
+    kind: ClassVar[str] = "augmented processes (cld)"
 
     beta: float = 4.0
     mass: float = 0.25
@@ -107,7 +110,6 @@ class CLD:
             )
 
     def check_float32(self) -> None:
-        """Raises UserError where float32 does not hold the process's coefficients at t_min and T."""
         t = jnp.asarray([self.t_min, self.T], jnp.float32)
         covariance, cholesky = jax.device_get((self.covariance(t), self.cholesky(t)))
         with Checks() as check:
@@ -124,7 +126,6 @@ class CLD:
         return 2 * math.sqrt(self.mass)
 
     def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the state of data of this shape, both without or both with a batch."""
         return (*shape[:-1], 2 * shape[-1])
 
     def data_of(self, z: State) -> Data:
@@ -143,6 +144,10 @@ class CLD:
     def drift(self, z_t: State, t: Time) -> State:
         """The drift of the forward process."""
         return _apply(self.drift_matrix(t), z_t)
+
+    def sigma(self, t: Times) -> Times:
+        """l_vv, the standard deviation of the velocity's noise once the position is known; 1/ℓ_t of the paper."""
+        return self.cholesky(t).l_vv
 
     def diffusion_coefficient(self, t: Times) -> Times:
         """g = √(2 Γ β), of the velocity; the position has none."""
@@ -182,7 +187,7 @@ class CLD:
         return _apply(self.transition_matrix(s, t), z_s), self._cholesky(self._duration(t - s), 0.0)
 
     def prior_sample(self, keys: Keys, shape: tuple[int, ...]) -> State:
-        """z_T ~ N(0, I) × N(0, M I), one per key; `shape` is that of one sample of the data."""
+        """z_T ~ N(0, I) × N(0, M I), one per key."""
         x, u = jnp.split(rng.normal(keys, self.state_shape(shape)), 2, axis=-1)
         return jnp.concatenate([x, math.sqrt(self.mass) * u], axis=-1)
 

@@ -19,14 +19,14 @@ sec. 5.3.2; Lin et al., "Common Diffusion Noise Schedules and Sample Steps Are F
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.sde.base import SDE, Times
+from score_sde.sde.base import SDE, Process, Times, check_kind
 from score_sde.sde.curves import CURVES
 
 
@@ -41,8 +41,12 @@ class Options:
         if not self.shift > 0:
             raise UserError(f"shift must be positive, not {self.shift}")
 
-    def apply(self, sde: SDE) -> SDE:
+    def apply(self, sde: Process) -> Process:
         """`sde` with the options. Raises UserError where it cannot have them."""
+        if self == Options():
+            return sde
+        check_kind("shift or zero_terminal_snr", sde, SDE, "leave them out")
+        assert isinstance(sde, SDE)
         if self.shift != 1:
             sde = Shifted(base=sde, shift=self.shift, t_min=sde.t_min, T=sde.T)
         if self.zero_terminal_snr:
@@ -63,7 +67,7 @@ class _Changed(SDE):
     def init(self) -> Any:
         return self.base.init()
 
-    def bind(self, params: Any) -> SDE:
+    def bind(self, params: Any) -> Self:
         return dataclasses.replace(self, base=self.base.bind(params))
 
 

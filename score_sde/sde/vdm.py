@@ -12,7 +12,7 @@ Source: Kingma, Salimans, Poole & Ho, "Variational Diffusion Models", 2021, sec.
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ class VDM(Scheduled):
         ends = np.asarray([-self.log_snr_max, -self.log_snr_min], np.float32)
         return jax.tree.map(jnp.asarray, {"ends": ends, "shape": shape})
 
-    def bind(self, params: Any) -> "VDM":
+    def bind(self, params: Any) -> Self:
         return dataclasses.replace(self, params=params)
 
     def schedule(self, t: Times) -> Times:

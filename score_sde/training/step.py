@@ -11,6 +11,7 @@ from score_sde.data.levels import Levels
 from score_sde.data.source import Batch
 from score_sde.denoiser import Model
 from score_sde.losses import Objective, Times, Weighting, schedule_loss
+from score_sde.sde import SDE
 from score_sde.training import ema
 from score_sde.training.state import TrainState
 from score_sde.typing import Condition, Keys, Params
@@ -48,7 +49,9 @@ def make_step(
         mean = jnp.mean(loss.total)
         trained = mean
         if model.sde.learned:
-            trained = mean + schedule_loss(model.process(_followed(params, "shape")), t, loss.at_time)
+            process = model.process(_followed(params, "shape"))
+            assert isinstance(process, SDE)  # only affine processes are learned
+            trained = mean + schedule_loss(process, t, loss.at_time)
         return trained, (mean, remembered)
 
     def step(state: TrainState, batch: Batch) -> TrainState:
