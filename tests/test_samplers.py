@@ -18,11 +18,14 @@ import pytest
 from score_sde import rng
 from score_sde.denoiser import Denoiser
 from score_sde.errors import UserError
-from score_sde.samplers import GRIDS, LAST_STEPS, SOLVERS, Sampler, run
+from score_sde.samplers import GRIDS, LAST_STEPS, Sampler, run
+from score_sde.samplers import SOLVERS as ALL_SOLVERS
 from score_sde.samplers.predictor_corrector import PREDICTORS
-from score_sde.sde import PROCESSES, VE, VP
+from score_sde.sde import PROCESSES, SDE, VE, VP
 from tests import oracles
 
+# Those of affine processes; the others are in test_cld.py.
+SOLVERS = {name: solver for name, solver in ALL_SOLVERS.items() if issubclass(SDE, solver.processes)}
 # Options under which a solver is tested; a name that is not here is tested with its defaults.
 OPTIONS = {
     "euler_maruyama": [{}, {"eta": 0.0}],

@@ -74,9 +74,10 @@ class Solver(abc.ABC):
     def evaluations_per_step(self) -> int | None:
         """Evaluations of the denoiser that one step costs; None where it depends on the sample."""
 
-    def check_process(self, sde: SDE) -> None:
-        """Raises UserError where the solver cannot run on a process of its kind."""
-        return
+    def check_process(self, sde: Process) -> None:
+        """Raises UserError where the solver cannot run on the process. The denoiser is not looked at."""
+        hint = "use euler_maruyama, pc, ddim, ode, …" if isinstance(sde, SDE) else "use sscs, sscs_midpoint or ode"
+        check_kind("this solver", sde, self.processes, hint)
 
     def init(self, x_T: Data, grid: Float[np.ndarray, "times"]) -> Carry:
         """The carry before the first step."""
@@ -91,12 +92,6 @@ class Solver(abc.ABC):
 def advance(carry: Carry, x: Data, mean: Data, evaluations: Int[Array, "batch"] | int) -> Carry:
     """The carry after a step that left x, had mean `mean` and spent `evaluations`."""
     return carry._replace(x=x, mean=mean, evaluations=carry.evaluations + evaluations)
-
-
-def check_solver(solver: type[Solver], sde: Process) -> None:
-    """Raises UserError where the process is not of the solver's kind."""
-    hint = "use euler_maruyama, pc, ddim, ode, …" if isinstance(sde, SDE) else "use sscs, sscs_midpoint or ode"
-    check_kind("this solver", sde, solver.processes, hint)
 
 
 def check_grid(grid: Float[np.ndarray, "times"], dtype: Any = np.float32) -> Float[np.ndarray, "times"]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from score_sde import rng
 from score_sde.errors import UserError
 from score_sde.samplers.base import Carry, Solver, advance
-from score_sde.sde import SDE, expand, reverse
+from score_sde.sde import Process, expand, reverse
 from score_sde.typing import Keys, Time
 
 
@@ -29,7 +29,8 @@ class EulerMaruyama(Solver):
         if not self.eta >= 0:
             raise UserError(f"eta must be at least 0, not {self.eta}")
 
-    def check_process(self, sde: SDE) -> None:
+    def check_process(self, sde: Process) -> None:
+        super().check_process(sde)
         if sde.ends_in_noise:
             raise UserError("Euler-Maruyama needs f and g, which are infinite where the process ends in pure noise")
 

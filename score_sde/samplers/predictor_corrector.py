@@ -25,7 +25,7 @@ from score_sde.samplers.base import Carry, Solver
 from score_sde.samplers.ddim import Ancestral
 from score_sde.samplers.euler_maruyama import EulerMaruyama
 from score_sde.samplers.reverse_diffusion import ReverseDiffusion
-from score_sde.sde import SDE, expand
+from score_sde.sde import Process, expand
 from score_sde.typing import Data, Keys, Time
 
 PREDICTORS: dict[str, type[Solver]] = {
@@ -54,7 +54,7 @@ class PredictorCorrector(Solver):
             check.that(self.corrector_steps >= 1, f"corrector_steps must be at least 1, not {self.corrector_steps}")
             check.that(self.snr > 0, f"snr must be positive, not {self.snr}")
 
-    def check_process(self, sde: SDE) -> None:
+    def check_process(self, sde: Process) -> None:
         PREDICTORS[self.predictor](denoiser=self.denoiser).check_process(sde)
 
     @property
