@@ -15,12 +15,16 @@ import scipy.stats
 
 from score_sde import rng
 from score_sde.augmented import PREDICTIONS, AugmentedDenoiser, network_denoiser
+from score_sde.augmented_likelihood import log_likelihood_bound
 from score_sde.errors import UserError
 from score_sde.losses import WEIGHTINGS, Hybrid
+from score_sde.samplers import Sampler
 from score_sde.samplers.base import run
 from score_sde.samplers.cld import SSCS, AugmentedEulerMaruyama, SSCSMidpoint, SymmetricSplitting
-from score_sde.sde import integrate
+from score_sde.samplers.probability_flow import ProbabilityFlowODE
+from score_sde.sde import VP, integrate
 from score_sde.sde.cld import CLD
+from tests import program
 
 # The paper's; no first velocity; one at its stationary law; and one whose constants are no powers of two.
 PROCESSES = {
@@ -530,6 +534,31 @@ def test_the_joint_likelihood_is_exact():
     assert np.max(np.abs(prior + divergence - exact)) < 1e-2
 
 
+def test_the_bound_on_the_likelihood():
+    """Of N(MEAN, STD²) in closed form: E_q[log p(x, v)] + H(q), q = N(b x/a, Σ_vv); its gap is a KL divergence.
+
+    In one dimension the probe is exact, so that the draw of v is the only chance.
+    """
+    sde, count = CLD(), 400
+    mean, covariance = _exact(sde, sde.t_min)
+    precision = np.linalg.inv(covariance)
+    flow = scipy.linalg.expm(_drift(sde) * sde.t_min)
+    variance = _noise(sde, sde.t_min)[1, 1] + sde.gamma * sde.mass * flow[1, 1] ** 2
+    x = np.array([MEAN, MEAN + STD, MEAN - 2 * STD])
+    away = np.stack([x, flow[1, 0] / flow[0, 0] * x], axis=1) - mean
+    joint = scipy.stats.multivariate_normal(np.zeros(2), covariance).logpdf(away) - 0.5 * precision[1, 1] * variance
+    bound = joint + 0.5 * np.log(2 * np.pi * np.e * variance)
+    gap = scipy.stats.norm(mean[0], np.sqrt(covariance[0, 0])).logpdf(x) - bound
+    assert np.all((gap > 0) & (gap < 1e-2))
+    with jax.enable_x64(True):
+        solve = jax.jit(lambda x, keys: log_likelihood_bound(_denoiser(sde), x, keys, rtol=1e-5, atol=1e-5))
+        result = solve(jnp.asarray(np.repeat(x, count)[:, None]), _keys(3 * count, "bound"))
+    assert not np.any(result.failed)
+    values = np.asarray(result.log_prob).reshape(3, count)
+    # 5 standard errors, and what the prior differs from the law at T (see the joint likelihood).
+    assert np.all(np.abs(values.mean(axis=1) - bound) < 5 * values.std(axis=1) / np.sqrt(count) + 5e-3)
+
+
 # --- solvers --------------------------------------------------------------------------------------------------------
 
 DRAWS = {AugmentedEulerMaruyama: [1], SSCS: [2, 2], SSCSMidpoint: [2, 2]}
@@ -628,3 +657,113 @@ def test_an_equilibrium_step_of_the_splitting_is_exact(monkeypatch):
         mean, covariance = _output_law(SSCS(denoiser=denoiser), start, np.array([1.0, 0.4, 0.001]), monkeypatch)
     np.testing.assert_allclose(mean, start[0], atol=1e-14)
     np.testing.assert_allclose(covariance, start[1], atol=1e-13)
+
+
+# --- by config ------------------------------------------------------------------------------------------------------
+
+
+def test_the_flow_samples_data():
+    """`ode`, the solver of the affine processes, on this one: samples are data, N(MEAN, STD²)."""
+    sampler, count = Sampler(solver=ProbabilityFlowODE, options={"rtol": 1e-4, "atol": 1e-4}, steps=1), 2000
+    samples = jax.jit(lambda keys: sampler(_denoiser(CLD()), keys, (1,)))(_keys(count, "flow"))
+    assert samples.x.shape == (count, 1)
+    assert not np.any(samples.failed)
+    x = np.asarray(samples.x, np.float64)
+    # 5 standard errors.
+    assert abs(x.mean() - MEAN) < 5 * STD / np.sqrt(count)
+    assert abs(x.std() / STD - 1) < 5 / np.sqrt(2 * count)
+
+
+def test_what_is_for_it_and_what_is_not():
+    """Each row of a table either refuses the process or works on it; what it shares with VP, it shares."""
+    sde, t = CLD(), jnp.asarray([0.1, 0.7])
+
+    def accepted(rows, process):
+        names = set()
+        for name, row in rows.items():
+            try:
+                row().check(process)
+                names.add(name)
+            except UserError as error:
+                assert "; use" in str(error) or name == "steps"
+        return names
+
+    assert accepted(OBJECTIVES, sde) == {"hybrid"}
+    assert accepted(OBJECTIVES, VP()) == set(OBJECTIVES) - {"hybrid"}
+    assert accepted(WEIGHTINGS, sde) == {"sigma2", "likelihood"}
+    assert accepted(TIMES, sde) == {"uniform", "logit_normal", "loss_second_moment"}
+    for name in accepted(WEIGHTINGS, sde):
+        assert np.all(np.asarray(WEIGHTINGS[name]()(sde, t)) > 0)
+    for name in accepted(TIMES, sde):
+        for spread in (False, True):
+            times = Times(TIMES[name](), spread)
+            drawn, factor = times.draw(sde, _keys(64, name), times.distribution.init())
+            assert np.all((drawn >= np.float32(sde.t_min)) & (drawn <= sde.T))
+            np.testing.assert_allclose(factor, 1, rtol=1e-5)
+    for name in PREDICTIONS:
+        Parameterisation(prediction=name).check(sde)
+    Parameterisation(prediction="v").check(VP())
+
+
+def test_the_model_has_the_denoiser_of_its_process():
+    apply = lambda params, z, label, condition, *, train, rng: params * z
+    model = Model(sde=CLD(), parameterisation=Parameterisation(prediction="mixed"), apply=apply)
+    denoiser = model.denoiser({"network": jnp.float32(0.5)})
+    assert denoiser == AugmentedDenoiser(sde=CLD(), function=denoiser.function, prediction="mixed")
+    assert denoiser.on(CLD()) is denoiser
+    with pytest.raises(UserError, match="alone"):
+        denoiser.on(CLD(beta=3.0))
+
+
+VARIANT = f"{program.CONFIG}:cld"
+REFUSED = {
+    "likelihood": ("likelihood", [], ["--mode=likelihood", "--mode=train"]),
+    "all": ("all", [], ["--mode=likelihood", "--mode=train"]),
+    "shift": ("train", ["sde.shift=2"], ["sde: shift", "leave them out"]),
+    "zero terminal SNR": ("train", ["sde.zero_terminal_snr=True"], ["zero_terminal_snr", "cld"]),
+    "another process": ("train", ["sampling_sde.name=vp"], ["sampling_sde", "'training'"]),
+    "sampling with it": ("train", ["sampling_sde.name=cld"], ["sampling_sde.name", "'cld'", "training"]),
+    "objective": ("train", ["objective.name=denoising"], ["objective", "'hybrid'"]),
+    "weighting": ("train", ["weighting.name=min_snr"], ["weighting", "'sigma2'"]),
+    "times": ("train", ["times.name=importance"], ["times", "'uniform'"]),
+    "prediction": ("train", ["parameterisation.prediction=v"], ["prediction 'v'", "mixed"]),
+    "noise condition": ("train", ["parameterisation.noise_condition=log_snr"], ["noise_condition", "'time'"]),
+    "input scale": ("train", ["parameterisation.input_scale=unit_variance"], ["input_scale", "'none'"]),
+    "solver": ("train", ["sampling.samplers=pc,sscs"], ["samplers.pc: this solver", "sscs_midpoint"]),
+    "grid": ("train", ["samplers.sscs.grid=log_snr"], ["samplers.sscs: grid", "'uniform'"]),
+    "everything of it with another": (
+        "train",
+        ["sde.name=vp"],
+        ["prediction 'mixed'", "'denoising'", "samplers.sscs: this solver"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("mode", "overrides", "expected"), REFUSED.values(), ids=REFUSED)
+def test_what_does_not_go_together_is_refused(mode, overrides, expected, tmp_path, capsys):
+    arguments = program.flags(tmp_path / "run", mode, *(f"--config.{each}" for each in overrides), config=VARIANT)
+    assert program.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), err.startswith("error: ")) == ("", 1, True)
+    for text in expected:
+        assert text in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_trained_and_sampled_by_config(tmp_path):
+    settings = (
+        *program.TINY_TRAINING,
+        "--config.training.duration=4 steps",
+        "--config.training.sample_every=4 steps",
+        "--config.sampling.samplers=sscs",
+        "--config.sampling.num_samples=8",
+        "--config.sampling.batch_size=8",
+        "--config.samplers.sscs.steps=3",
+    )
+    for mode in ("train", "sample"):
+        assert program.main(program.flags(tmp_path, mode, *settings, config=VARIANT)) == 0
+    assert (tmp_path / "samples" / "training" / "step_00000004.png").stat().st_size > 0
+    arrays = np.load(tmp_path / "samples" / "sscs.npz")
+    assert arrays["samples"].shape == arrays["image"].shape == (8, 8, 8, 1)
+    assert np.all(np.isfinite(arrays["samples"]))
+    assert np.all(arrays["evaluations"] == 4)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # longest name that fits a file is its room, and a name on the right allows all that is under it.
 EVERYTHING_BUT_BUILD = (
     "errors typing rng sde denoiser augmented losses likelihood samplers guidance models data training distributed "
-    "evaluation pretrained checkpoint writers"
+    "evaluation pretrained checkpoint writers augmented_likelihood"
 )
 ALLOWED = {
     "__init__": "",
@@ -23,6 +23,7 @@ ALLOWED = {
     "sde": "errors typing rng",
     "denoiser": "errors typing rng sde augmented",
     "augmented": "errors typing rng sde",
+    "augmented_likelihood": "errors typing rng sde augmented",
     "losses": "errors typing rng sde denoiser augmented",
     "likelihood": "errors typing rng sde denoiser",
     "samplers": "errors typing rng sde denoiser augmented",
