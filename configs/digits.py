@@ -4,8 +4,9 @@ Command:   python main.py --config=configs/digits.py --workdir=runs/digits
 Variants:  configs/digits.py:vp (default), :subvp, :ve, and :cld, critically damped Langevin diffusion, which has no
            likelihood: run it with --mode=train, then --mode=evaluate
 Cost:      under 2 minutes of training on 2 CPU cores.
-Expected:  see the table in the README.
-Paper:     Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021.
+Expected:  see the table in the README. :cld with sampler sscs: Fréchet distance 0.35 in pixels, 53 % recognised.
+Paper:     Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021; :cld
+           Dockhorn et al., "Score-Based Generative Modeling with Critically-Damped Langevin Diffusion", ICLR 2022.
 """
 
 from ml_collections import ConfigDict
