@@ -13,7 +13,9 @@ so a weight is stated below for ε and, where the paper has it so, for another q
     2021) likelihood     g²/σ²                         λ(t) = g² on the score (Song, Durkan, Murray & Ermon 2021)
     vlb            ½ (T − t_min) g²/σ²           E over uniform t is the bound's diffusion term, in nats a dimension
                                                  (Kingma et al. 2021, eq. 15)
-    edm            (σ̄² + σ_d²)/σ_d²              λ(σ̄) = (σ̄² + σ_d²)/(σ̄ σ_d)² on D (Karras et al. 2022)
+    v              (α² + σ²)²/α²                 1 on v: plain squared error of v (Salimans & Ho 2022, "SNR + 1" on x_0)
+    velocity       g⁴/(4 σ²)                     1 on the velocity: flow matching's plain squared error (Lipman et al.
+    2023) edm            (σ̄² + σ_d²)/σ_d²              λ(σ̄) = (σ̄² + σ_d²)/(σ̄ σ_d)² on D (Karras et al. 2022)
     min_snr        min(1, γ/SNR)                 min(SNR, γ) on x_0 (Hang et al. 2023)
     soft_min_snr   γ/(SNR + γ)                   SNR γ/(SNR + γ) on x_0 (Crowson et al. 2024, "Hourglass Diffusion")
     p2             (k + SNR)^{−γ}                on ε (Choi et al. 2022)
@@ -84,6 +86,29 @@ class VLB(Weighting):
 
     def __call__(self, sde: SDE, t: Time) -> PerSample:
         return 0.5 * (sde.T - sde.t_min) * _rate(sde, t)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class V(Weighting):
+    """The plain squared error of v."""
+
+    def check(self, sde: SDE) -> None:
+        _check_rate("v", sde)
+
+    def __call__(self, sde: SDE, t: Time) -> PerSample:
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        return ((alpha**2 + sigma**2) / alpha) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Velocity(Weighting):
+    """The plain squared error of the velocity."""
+
+    def check(self, sde: SDE) -> None:
+        _check_rate("velocity", sde)
+
+    def __call__(self, sde: SDE, t: Time) -> PerSample:
+        return (0.5 * sde.sigma(t) * _rate(sde, t)) ** 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,6 +190,8 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
     "sigma2": Sigma2,
     "likelihood": Likelihood,
     "vlb": VLB,
+    "v": V,
+    "velocity": Velocity,
     "edm": EDMWeighting,
     "min_snr": MinSNR,
     "soft_min_snr": SoftMinSNR,
