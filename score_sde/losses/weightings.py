@@ -9,13 +9,13 @@ An error of ε̂ is one of the score, of x_0 and of the other predictions, at th
 so a weight is stated below for ε and, where the paper has it so, for another quantity. −log_snr' = g²/σ².
 
     weighting      w(t)                          the paper's
-    sigma2         1                             λ(t) = σ² on the score; DDPM's simple loss (Ho et al. 2020; Song et al.
-    2021) likelihood     g²/σ²                         λ(t) = g² on the score (Song, Durkan, Murray & Ermon 2021)
+    sigma2         1                             λ(t) = σ² on the score (Song et al. 2021); DDPM's simple loss
+    likelihood     g²/σ²                         λ(t) = g² on the score (Song, Durkan, Murray & Ermon 2021)
     vlb            ½ (T − t_min) g²/σ²           E over uniform t is the bound's diffusion term, in nats a dimension
                                                  (Kingma et al. 2021, eq. 15)
     v              (α² + σ²)²/α²                 1 on v: plain squared error of v (Salimans & Ho 2022, "SNR + 1" on x_0)
-    velocity       g⁴/(4 σ²)                     1 on the velocity: flow matching's plain squared error (Lipman et al.
-    2023) edm            (σ̄² + σ_d²)/σ_d²              λ(σ̄) = (σ̄² + σ_d²)/(σ̄ σ_d)² on D (Karras et al. 2022)
+    velocity       g⁴/(4 σ²)                     1 on the velocity, as in flow matching (Lipman et al. 2023)
+    edm            (σ̄² + σ_d²)/σ_d²              λ(σ̄) = (σ̄² + σ_d²)/(σ̄ σ_d)² on D (Karras et al. 2022)
     min_snr        min(1, γ/SNR)                 min(SNR, γ) on x_0 (Hang et al. 2023)
     soft_min_snr   γ/(SNR + γ)                   SNR γ/(SNR + γ) on x_0 (Crowson et al. 2024, "Hourglass Diffusion")
     p2             (k + SNR)^{−γ}                on ε (Choi et al. 2022)
