@@ -7,6 +7,7 @@ and goes back to the one before it. Restored arrays take the sharding of the tar
 """
 
 import dataclasses
+import errno
 import functools
 import json
 import logging
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from score_sde.errors import UserError
+from score_sde.errors import RunFailed, UserError
 from score_sde.typing import Params
 
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of readers that ended at a damaged file
@@ -111,6 +112,7 @@ class Checkpoints:
         """
         damaged: list[int] = []
         train_target, ema_target = _split(target)
+        self._check({"train": train_target, "ema": ema_target})
         for _, (train, average, rest) in self._sound({"train": train_target, "ema": ema_target}, damaged):
             if damaged and not self._read_only:
                 self._set_aside(damaged)
@@ -124,23 +126,29 @@ class Checkpoints:
         raise UserError(f"no checkpoint in {self._directory}; run with --mode=train first")
 
     def check(self, target: State) -> None:
-        """Raises UserError unless the newest checkpoint's parameters are those of `target`; reads shapes only."""
+        """Raises UserError unless the newest checkpoint's averages are those of `target`; reads shapes only."""
+        self._check({"ema": target.ema})
+
+    def _check(self, targets: dict[str, Any]) -> None:
+        """Raises UserError unless the items of the newest checkpoint are of the targets' structure and shapes."""
         for step in reversed(self.steps()):
             try:
-                saved = self._manager.item_metadata(step)["ema"]
+                saved = {name: self._manager.item_metadata(step)[name] for name in targets}
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # damaged: dealt with where it is restored
-            if saved is None:
+            if any(item is None for item in saved.values()):
                 continue
-            found = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(saved.tree)}
-            wanted = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(target.ema)}
+            found, wanted = {}, {}
+            for item, target in targets.items():
+                found |= _shapes(item, saved[item].tree)
+                wanted |= _shapes(item, target)
             if found == wanted:
                 return
             name = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))[0]
             raise UserError(
-                f"checkpoint {self._directory / str(step)} does not fit the config: parameter {name} is "
-                f"{found.get(name, 'absent')} in the checkpoint and {wanted.get(name, 'absent')} in the config's "
-                "network; use the config it was trained with, or another --workdir"
+                f"checkpoint {self._directory / str(step)} does not fit the config: {name} is "
+                f"{found.get(name, 'absent')} in the checkpoint and {wanted.get(name, 'absent')} by the config; "
+                "use the config it was trained with, or another --workdir"
             )
 
     def _sound(self, targets: dict[str, Any], damaged: list[int]) -> Iterator[tuple[int, list[Any]]]:
@@ -167,7 +175,11 @@ class Checkpoints:
             rest = restored["rest"]
             expected = {name: rest["checksum"][name] for name in targets}
             intact = _text_checksum(rest["data"]) == rest["checksum"]["data"]
+        except MemoryError as error:
+            raise RunFailed(f"checkpoint {self._directory / str(step)} does not fit into memory") from error
         except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+            if _passing(error):  # the file may be sound: nothing is set aside
+                raise RunFailed(f"checkpoint {self._directory / str(step)} cannot be read now: {error}") from error
             raise Damaged(str(error).strip().splitlines()[0][:120] if str(error).strip() else repr(error)) from error
         if not intact:
             raise Damaged("the checksum of 'data' does not match")
@@ -226,6 +238,18 @@ def _silence_readers_that_gave_up() -> None:
 def _text_checksum(value: Any) -> int:
     """The same of plain data."""
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def _passing(error: Exception) -> bool:
+    """Whether an error is the machine's rather than the file's: a disk or network that fails, or too little memory."""
+    if isinstance(error, OSError):
+        return error.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
+    return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+
+
+def _shapes(item: str, tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each array, by its name."""
+    return {f"{item}.{_name(path)}": tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _name(path: Any) -> str:

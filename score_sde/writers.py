@@ -24,8 +24,11 @@ from tqdm import tqdm
 def say(line: str) -> None:
     """A line for the user on standard output; above a progress bar, if one is shown."""
     if jax.process_index() == 0:
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read the output has left (`| head`): the work goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,6 +1,10 @@
 """What was written comes back; what a kill or a disk left of it is passed over."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,3 +66,17 @@ def test_json_holds_no_nan(tmp_path):
     assert list(tmp_path.iterdir()) == []
     write_json(tmp_path / "a.json", {"x": 1.5})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1.5}
+
+
+def test_a_reader_that_leaves_does_not_end_the_work(tmp_path):
+    program = "from score_sde.writers import say\nfor n in range(20000): say(str(n))\nopen('done', 'w').close()"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None  # noqa: PT018
+        process.stdout.readline()
+        process.stdout.close()
+        message = process.stderr.read()
+        assert process.wait(60) == 0, message
+    assert (tmp_path / "done").exists()

@@ -4,8 +4,7 @@ r"""The continuous-time evidence bound, and the training of a learned schedule.
 
     prior           KL(q(x_T | x) ‖ N(0, σ_T² I)) = α_T² |x|²/(2 σ_T²)
     diffusion       ½ ∫_{t_min}^{T} (−d log_snr/dt) E|ε̂(x_t, t) − ε|² dt
-    reconstruction  E_q[−log p(x | x_{t_min})] = D/2 (log(2π σ̄²) + 1),   p(x | x_{t_min}) = N(x_{t_min}/α, σ̄² I),  σ̄
-    at t_min
+    reconstruction  E_q[−log p(x | x_{t_min})] = D/2 (log(2π σ̄²) + 1),   p(x|x_{t_min}) = N(x_{t_min}/α, σ̄² I) at t_min
 
 The data are x itself, not x_{t_min}: nothing is left out at the small end. The bound is tight where the denoiser is
 exact, but for the decoder, whose KL to the exact posterior of x given x_{t_min} is O(σ̄²), and the prior. Estimated

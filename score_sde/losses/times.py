@@ -172,7 +172,7 @@ class History(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossSecondMoment(Distribution):
-    """By bins of t: √ of the mean square of the bin's last `kept` losses, mixed with `uniform_share` of the uniform one.
+    """By bins of t: the root mean square of the bin's last `kept` losses, mixed with `uniform_share` of the uniform.
 
     Uniform until every bin has `kept`. The defaults are the paper's, with bins in place of its steps.
     """

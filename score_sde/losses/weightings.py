@@ -9,11 +9,12 @@ An error of ε̂ is one of the score, of x_0 and of the other predictions, at th
 so a weight is stated below for ε and, where the paper has it so, for another quantity. −log_snr' = g²/σ².
 
     weighting      w(t)                          the paper's
-    sigma2         1                             λ(t) = σ² on the score; DDPM's simple loss (Ho et al. 2020; Song et al.
-                                                 2021)
+    sigma2         1                             λ(t) = σ² on the score (Song et al. 2021); DDPM's simple loss
     likelihood     g²/σ²                         λ(t) = g² on the score (Song, Durkan, Murray & Ermon 2021)
     vlb            ½ (T − t_min) g²/σ²           E over uniform t is the bound's diffusion term, in nats a dimension
                                                  (Kingma et al. 2021, eq. 15)
+    v              (α² + σ²)²/α²                 1 on v: plain squared error of v (Salimans & Ho 2022, "SNR + 1" on x_0)
+    velocity       g⁴/(4 σ²)                     1 on the velocity, as in flow matching (Lipman et al. 2023)
     edm            (σ̄² + σ_d²)/σ_d²              λ(σ̄) = (σ̄² + σ_d²)/(σ̄ σ_d)² on D (Karras et al. 2022)
     min_snr        min(1, γ/SNR)                 min(SNR, γ) on x_0 (Hang et al. 2023)
     soft_min_snr   γ/(SNR + γ)                   SNR γ/(SNR + γ) on x_0 (Crowson et al. 2024, "Hourglass Diffusion")
@@ -102,6 +103,31 @@ class VLB(Weighting):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class V(Weighting):
+    """The plain squared error of v."""
+
+    def check(self, sde: Process) -> None:
+        super().check(sde)
+        _check_rate("v", sde)
+
+    def __call__(self, sde: SDE, t: Time) -> PerSample:
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        return ((alpha**2 + sigma**2) / alpha) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Velocity(Weighting):
+    """The plain squared error of the velocity."""
+
+    def check(self, sde: Process) -> None:
+        super().check(sde)
+        _check_rate("velocity", sde)
+
+    def __call__(self, sde: SDE, t: Time) -> PerSample:
+        return (0.5 * sde.sigma(t) * _rate(sde, t)) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EDMWeighting(Weighting):
     """EDM's. sigma_data: the data's standard deviation."""
 
@@ -182,6 +208,8 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
     "sigma2": Sigma2,
     "likelihood": Likelihood,
     "vlb": VLB,
+    "v": V,
+    "velocity": Velocity,
     "edm": EDMWeighting,
     "min_snr": MinSNR,
     "soft_min_snr": SoftMinSNR,
