@@ -138,10 +138,8 @@ class Checkpoints:
                 continue  # damaged: dealt with where it is restored
             if any(item is None for item in saved.values()):
                 continue
-            found, wanted = {}, {}
-            for item, target in targets.items():
-                found |= _shapes(item, saved[item].tree)
-                wanted |= _shapes(item, target)
+            found = _shapes({name: item.tree for name, item in saved.items()})
+            wanted = _shapes(targets)
             if found == wanted:
                 return
             name = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))[0]
@@ -247,9 +245,9 @@ def _passing(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 
 
-def _shapes(item: str, tree: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(items: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shape of each array, by its name."""
-    return {f"{item}.{_name(path)}": tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
+    return {_name(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(items)}
 
 
 def _name(path: Any) -> str:

@@ -116,8 +116,8 @@ class Denoiser:
         """Prediction `target` from the value of prediction `source` at x_t, both of `sde`. See the module."""
         if source == target:
             return value
-        coefficients = (PREDICTIONS[name](self.sde, t, self.sigma_data) for name in (source, target))
-        return self._combine(value, *coefficients, x_t, t)
+        given, wanted = (PREDICTIONS[name](self.sde, t, self.sigma_data) for name in (source, target))
+        return self._combine(value, given, wanted, x_t, t)
 
     def on(self, sde: SDE) -> "Denoiser":
         """The same denoiser for another process. Raises UserError where its noise levels go beyond the trained ones."""

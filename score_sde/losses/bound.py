@@ -88,7 +88,8 @@ class Bound(Objective):
         factor: PerSample,
     ) -> Loss:
         terms = bound_terms(denoiser, x_0, condition, keys, t, factor)
-        return Loss(sum(terms) / x_0[0].size, terms.diffusion / (factor * x_0[0].size))
+        total = terms.prior + terms.diffusion + terms.reconstruction
+        return Loss(total / x_0[0].size, terms.diffusion / (factor * x_0[0].size))
 
 
 def schedule_loss(sde: SDE, t: Time, at_time: PerSample) -> Float[Array, ""]:
