@@ -195,7 +195,7 @@ def _row(section: str, values: dict[str, Any], problems: list[str]) -> tuple[Any
     known = [table.key, *(field for cls in classes for field in schema.fields_of(cls))]
     unknown = [each for each in values if each not in known]
     problems += [f"unknown key {section}.{each} ({closest(each, known)})" for each in unknown]
-    parts = []
+    parts: list[Any] = []
     for cls in classes:
         own = {each: values[each] for each in values if each in schema.fields_of(cls)}
         parts.append(schema.build(cls, own, section, problems))

@@ -146,8 +146,7 @@ class Experiment:
         sampling = self.sampling_sde
         parts: list[tuple[str, Callable[[], object]]] = [
             ("sde", self.sde.check_float32),
-            ("sampling_sde", lambda: sampling == self.sde or sampling.check_float32()),
-            ("sampling_sde", lambda: sampling == self.sde or check_levels(sampling, self.sde)),
+            ("sampling_sde", self._check_sampling),
             ("parameterisation", lambda: self.parameterisation.check(self.sde)),
             ("objective", lambda: self.objective.check(self.sde)),
             ("objective", self._check_objective),
@@ -170,6 +169,11 @@ class Experiment:
     def check_likelihood(self) -> None:
         """Raises UserError where the process has no likelihood in this project."""
         check_kind("--mode=likelihood, a part of --mode=all,", self.sde, SDE, "use --mode=train, then --mode=evaluate")
+
+    def _check_sampling(self) -> None:
+        if self.sampling_sde != self.sde:
+            self.sampling_sde.check_float32()
+            check_levels(self.sampling_sde, self.sde)
 
     def _check_objective(self) -> None:
         bound = isinstance(self.objective, Bound)
