@@ -124,7 +124,7 @@ def test_a_wrong_network_pays_the_closed_form_excess(name, objective, weighting)
 
 @pytest.mark.parametrize(("objective", "weighting"), [("denoising", "edm"), ("sliced", "sigma2"), ("bound", "vlb")])
 def test_least_squares_find_the_exact_score(objective, weighting):
-    """ε̂ = A_i x + b_i with its own coefficients at each of 4 noise scales. The loss is a quadratic form in them, so that
+    """ε̂ = A_i x + b_i with its own coefficients at each of 4 noise scales. The loss is a quadratic form in them, so
     one Newton step from anywhere is its minimum; its distance from σ/V and −σ α m/V has the covariance of an estimate
     by moments, H⁻¹ Cov(gradient) H⁻¹/N."""
     sde = SMLD(scales=4, sigma_min=0.3, sigma_max=3.0)
