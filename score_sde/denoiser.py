@@ -218,7 +218,7 @@ class Parameterisation:
 class Model:
     """A process, a network and how it is used, as one function of the trained parameters.
 
-    Those are `{"network": …}`, and `"process": …` where the process is learned.
+    Those are `{"network": …}`, and `"process": …` where the process is learned and not bound already.
     """
 
     sde: Process
@@ -227,7 +227,7 @@ class Model:
 
     def process(self, params: Params) -> Process:
         """The process at its learned parameters."""
-        return self.sde.bind(params["process"]) if self.sde.learned else self.sde
+        return self.sde.bind(params["process"]) if "process" in params else self.sde
 
     def denoiser(self, params: Params, *, train: bool = False, rng: Any = None) -> Any:
         """The denoiser at the parameters: a `Denoiser`, or an `AugmentedDenoiser` for an augmented process."""

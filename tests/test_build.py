@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from score_sde import build, schema
 from score_sde.errors import UserError
-from score_sde.sde import VE, VP
+from score_sde.losses import TIMES, WEIGHTINGS, Times
+from score_sde.sde import EDM, VE, VP, Options
 from score_sde.training.duration import Duration
 from tests import program
 
@@ -124,6 +125,39 @@ def test_overrides_reach_the_objects(tmp_path):
     assert built.command == "typed"
 
 
+def test_tables_of_training_reach_the_objects(tmp_path):
+    built = make(
+        tmp_path,
+        objective__name="sliced",
+        objective__projections="3",
+        weighting__name="p2",
+        weighting__gamma="0.5",
+        times__name="logit_normal",
+        times__std="2",
+        times__low_discrepancy="True",
+        sampling_sde__name="edm",
+        sampling_sde__T="70",
+        sampling_sde__t_min="0.02",
+        training__ema_half_lives="10 steps,2 epochs",
+        evaluation__ema="1",
+    )
+    assert built.objective.projections == 3
+    assert built.weighting == WEIGHTINGS["p2"](gamma=0.5)
+    assert built.times == Times(TIMES["logit_normal"](std=2.0), low_discrepancy=True)
+    assert built.sampling_sde == EDM(t_min=0.02, T=70.0)
+    assert built.half_lives() == [10.0, 2 * 1297 / 64]  # steps of 64 of the 1297 records
+    again = build.build(json.loads(json.dumps(built.config)), {}, tmp_path, "typed")
+    for name in ("objective", "weighting", "times", "sampling_sde", "training", "evaluation"):
+        assert getattr(again, name) == getattr(built, name), name
+
+
+def test_sampling_takes_the_trainings_process_with_options_of_its_own(tmp_path):
+    assert make(tmp_path).sampling_sde == make(tmp_path).sde
+    shifted = make(tmp_path, sampling_sde__shift="2")
+    assert shifted.sampling_sde == Options(shift=2.0).apply(shifted.sde)
+    assert shifted.sde == make(tmp_path).sde
+
+
 def test_override_wins_over_the_file_and_leaves_the_rest(tmp_path):
     plain, changed = make(tmp_path).config, make(tmp_path, training__batch_size="32").config
     assert changed["training"]["batch_size"] == 32
@@ -149,10 +183,17 @@ def test_defaults_are_filled_in(tmp_path):
     config.model.channel_multipliers = (1, 1)
     config.model.attention_resolutions = ()
     resolved = build.build(config.to_dict(), {}, tmp_path, "").config
-    assert set(resolved) == {"seed", "samplers", "data", "sde", "model", *build.SETTINGS}
+    assert set(resolved) == {"seed", "samplers", *build.TABLES, *build.SETTINGS}
     for name, cls in build.SETTINGS.items():
         assert set(resolved[name]) == set(schema.fields_of(cls))
-    assert set(resolved["sde"]) == {"name", *schema.fields_of(VP)}
+    assert set(resolved["sde"]) == {"name", *schema.fields_of(VP), *schema.fields_of(Options)}
+    chosen = {name: resolved[name][table.key] for name, table in build.TABLES.items() if table.default}
+    assert chosen == {
+        "objective": "denoising",
+        "weighting": "sigma2",
+        "times": "uniform",
+        "sampling_sde": "training",
+    }
     assert set(resolved["samplers"]) == set(resolved["sampling"]["samplers"])
     for settings in resolved["samplers"].values():
         assert {"solver", "grid", "steps", "last"} <= set(settings)
@@ -169,14 +210,16 @@ def test_resolved_config_is_json_and_makes_the_same_again(config, tmp_path):
     for name, sampler in built.samplers.items():
         assert whole(again.samplers[name]) == whole(sampler)
         assert dataclasses.replace(again.samplers[name], options={}) == dataclasses.replace(sampler, options={})
-    for name in ("sde", "source", "network", "training", "optimiser", "objective", "parameterisation"):
+    for name in ("sde", "sampling_sde", "source", "network", "training", "optimiser", "parameterisation"):
+        assert getattr(again, name) == getattr(built, name), name
+    for name in ("objective", "weighting", "times"):
         assert getattr(again, name) == getattr(built, name), name
 
 
 def test_every_problem_is_named_at_once(tmp_path):
     with pytest.raises(UserError) as error:
-        make(tmp_path, sde__name="x", training__batch_size="a", training__ema_decay="2", nothing__at_all="1", seed="b")
-    for part in ("sde.name", "training.batch_size", "ema_decay", "nothing.at_all", "seed"):
+        make(tmp_path, sde__name="x", training__batch_size="a", training__label_drop="2", nothing__at_all="1", seed="b")
+    for part in ("sde.name", "training.batch_size", "label_drop", "nothing.at_all", "seed"):
         assert part in str(error.value)
 
 

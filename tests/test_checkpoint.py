@@ -1,5 +1,6 @@
 """Checkpoints on disk: what is saved comes back, and nothing else ever does."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -23,9 +24,9 @@ def make_state(step: int, size: int = 3) -> TrainState:
     draw = lambda number, *shape: jax.random.normal(jax.random.fold_in(key, number), shape)
     params = {"layer": {"kernel": draw(0, size, 4), "bias": draw(1, size)}, "scale": draw(2)}
     with jax.numpy_dtype_promotion("standard"):
-        state = TrainState.create(params, optax.adam(1e-3))
-    ema = jax.tree.map(lambda leaf: leaf + 1, params)
-    return TrainState(jnp.asarray(step, jnp.int32), params, ema, state.optimiser, state.window)
+        state = TrainState.create(params, optax.adam(1e-3), [10.0, 20.0], {"history": draw(3, 4)})
+    ema = tuple(jax.tree.map(lambda leaf, n=number: leaf + n, params) for number in (1, 2))
+    return dataclasses.replace(state, step=jnp.asarray(step, jnp.int32), ema=ema)
 
 
 def target_of(state: TrainState) -> TrainState:
@@ -303,15 +304,20 @@ class TestCheck:
 
     def test_parameter_too_many(self, directory):
         state = make_state(0)
-        ema = {**state.ema, "more": jnp.zeros(2)}
+        ema = tuple({**average, "more": jnp.zeros(2)} for average in state.ema)
         with pytest.raises(UserError, match=r"more is absent in the checkpoint and \(2,\)"):
-            self.check(directory, target_of(TrainState(state.step, ema, ema, state.optimiser, state.window)))
+            self.check(directory, target_of(dataclasses.replace(state, ema=ema)))
+
+    def test_average_too_many(self, directory):
+        state = make_state(0)
+        with pytest.raises(UserError, match=r"2\.layer\.bias is absent in the checkpoint and \(3,\)"):
+            self.check(directory, target_of(dataclasses.replace(state, ema=(*state.ema, state.params))))
 
     def test_parameter_missing(self, directory):
         state = make_state(0)
-        ema = {"layer": state.ema["layer"]}
+        ema = tuple({"layer": average["layer"]} for average in state.ema)
         with pytest.raises(UserError, match=r"scale is \(\) in the checkpoint and absent"):
-            self.check(directory, target_of(TrainState(state.step, ema, ema, state.optimiser, state.window)))
+            self.check(directory, target_of(dataclasses.replace(state, ema=ema)))
 
     def test_damaged_files_do_not_disturb_it(self, directory):
         for file in directory.files(3):

@@ -90,10 +90,20 @@ OVERRIDES = {
         ["'a/b'"],
     ),
     "data set": (["--config.data.source=digit"], ["data.source", "'digit'", "did you mean 'digits'"]),
-    "process": (["--config.sde.name=vpsde"], ["sde.name", "'vpsde'", "subvp, ve, vp"]),
+    "process": (["--config.sde.name=vpsde"], ["sde.name", "'vpsde'", "did you mean 'vp'", "subvp"]),
     "network": (["--config.model.name=ncsnp"], ["model.name", "'ncsnp'", "did you mean 'ncsnpp'"]),
     "prediction": (["--config.parameterisation.prediction=epsilom"], ["'epsilom'", "did you mean 'epsilon'"]),
-    "weighting": (["--config.objective.weighting=sigma"], ["'sigma'", "did you mean 'sigma2'"]),
+    "objective": (["--config.objective.name=denoisin"], ["objective.name", "'denoisin'", "did you mean 'denoising'"]),
+    "weighting": (["--config.weighting.name=sigma"], ["weighting.name", "'sigma'", "did you mean 'sigma2'"]),
+    "weighting's key": (["--config.weighting.gama=1"], ["weighting.gama"]),
+    "times": (["--config.times.name=log_norml"], ["times.name", "'log_norml'", "did you mean 'log_normal'"]),
+    "times's value": (["--config.times.name=log_normal", "--config.times.std=0"], ["times", "std must be positive"]),
+    "sampling process": (["--config.sampling_sde.name=edn"], ["sampling_sde.name", "'edn'", "did you mean 'edm'"]),
+    "half-life": (["--config.training.ema_half_lives=0 steps"], ["ema_half_lives must be more than 0"]),
+    "half-life without unit": (["--config.training.ema_half_lives=70"], ["training.ema_half_lives", "steps, epochs"]),
+    "no average": (["--config.training.ema_half_lives="], ["ema_half_lives must name at least one"]),
+    "negative average": (["--config.evaluation.ema=-1"], ["ema must be at least 0"]),
+    "label drop": (["--config.training.label_drop=1.5"], ["label_drop must lie in [0, 1], not 1.5"]),
     "metric": (["--config.evaluation.metrics=frechet"], ["'frechet'", "frechet_pixels"]),
     "schedule": (["--config.optimiser.schedule=cosin"], ["'cosin'", "did you mean 'cosine'"]),
     "integer": (["--config.training.batch_size=1.5"], ["training.batch_size", "an integer", "1.5"]),
@@ -106,7 +116,6 @@ OVERRIDES = {
     "duration of nothing": (["--config.training.duration=0 steps"], ["duration must be more than 0"]),
     "duration without end": (["--config.training.duration=1e999 steps"], ["training.duration"]),
     "batch of nothing": (["--config.training.batch_size=0"], ["batch_size must lie in [1, 1e6], not 0"]),
-    "decay": (["--config.training.ema_decay=1"], ["ema_decay must lie in [0, 1)"]),
     "rate": (["--config.optimiser.learning_rate=-1"], ["learning_rate must be positive"]),
     "infinite rate": (["--config.optimiser.learning_rate=1e999"], ["optimiser.learning_rate", "1e999"]),
     "negative seed": (["--config.seed=-1"], ["seed", "-1"]),
@@ -160,7 +169,7 @@ def test_bad_flags(tmp_path, capsys, compilations):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("--config.sde.T=1000", ["sde: alpha is 0.0 in float32 at T=1000"]),
+        ("--config.sde.T=1000", ["sde: f is nan in float32 at T=1000"]),
         ("--config.sde.t_min=1e-43", ["sde: ", "in float32 at t_min"]),
     ],
 )
@@ -168,6 +177,81 @@ def test_what_float32_does_not_hold(override, words, tmp_path, capsys):
     """Said after the process's few coefficients were computed, and before anything is changed."""
     uncounted: list[str] = []
     line = refuse(program.flags(tmp_path / "new", "train", override), tmp_path, capsys, uncounted)
+    for word in words:
+        assert word in line
+
+
+COMBINATIONS = {
+    "formula's function": (
+        ["--config.sde.name=log_snr", "--config.sde.function=-2*lgo(t)"],
+        ["sde.function", "unknown function 'lgo'", "log"],
+    ),
+    "formula's name": (["--config.sde.name=log_snr", "--config.sde.function=-2*log(x)"], ["unknown name 'x'"]),
+    "formula's grammar": (["--config.sde.name=log_snr", "--config.sde.function=-2*log(t"], ["no formula in t"]),
+    "pure noise": (
+        ["--config.sde.zero_terminal_snr=True", "--config.parameterisation.prediction=epsilon"],
+        ["parameterisation: prediction 'epsilon' says nothing of the data at T"],
+    ),
+    "pure noise, many ways": (
+        [
+            "--config.sde.zero_terminal_snr=True",
+            "--config.parameterisation.noise_condition=log_snr",
+            "--config.weighting.name=likelihood",
+            "--config.times.name=importance",
+            "--config.samplers.ddim.grid=log_snr",
+        ],
+        [
+            "parameterisation: noise_condition 'log_snr' is infinite at T",
+            "weighting: 'likelihood' is infinite at T",
+            "times: 'importance' needs a finite log_snr",
+            "samplers.ddim: grid 'log_snr' needs a finite log_snr",
+        ],
+    ),
+    "learned process": (
+        ["--config.sde.name=vdm", "--config.times.name=importance"],
+        [
+            "objective: a learned process is trained on the bound",
+            "needs times.name 'uniform', not 'importance'",
+            "noise_condition that is a function of its noise level, such as 'log_snr', not 'time'",
+        ],
+    ),
+    "bound": (
+        ["--config.objective.name=bound", "--config.weighting.name=edm", "--config.sde.zero_terminal_snr=True"],
+        [
+            "objective: the bound needs a finite log_snr at T",
+            "objective: 'bound' is weighted by itself: set weighting.name to 'vlb', not 'edm'",
+            "weighting: 'edm' is infinite at T",
+        ],
+    ),
+    "steps": (["--config.times.name=steps"], ["times: 'steps' needs a process with steps of its own (ddpm, smld)"]),
+    "labels": (["--config.training.label_drop=0.1"], ["model: training.label_drop=0.1 needs a network with classes"]),
+    "classes": (["--config.model.classes=7"], ["model: classes must be 0 or the 10 of the data, not 7"]),
+    "average": (
+        ["--config.training.ema_half_lives=10 steps,20 steps", "--config.evaluation.ema=2"],
+        ["evaluation: ema=2 is none of the 2 averages in training.ema_half_lives"],
+    ),
+    "sampling beyond what was trained": (
+        ["--config.sampling_sde.name=edm", "--config.sampling_sde.T=1000"],
+        ["sampling_sde: its noise levels sigma/alpha", "1000", "lower its T"],
+    ),
+    "sampling in pure noise": (
+        ["--config.sampling_sde.zero_terminal_snr=True"],
+        ["sampling_sde: its noise levels sigma/alpha", "inf"],
+    ),
+    "unrelated ones": (
+        ["--config.times.name=steps", "--config.training.label_drop=0.1", "--config.evaluation.ema=1"],
+        ["times: ", "model: ", "evaluation: "],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_what_does_not_go_together(name, tmp_path, capsys):
+    """All of it is named in one line, after no more than the process's coefficients were computed."""
+    overrides, words = COMBINATIONS[name]
+    uncounted: list[str] = []
+    arguments = program.flags(tmp_path / "new", "train", *program.TINY, *overrides)
+    line = refuse(arguments, tmp_path, capsys, uncounted)
     for word in words:
         assert word in line
 

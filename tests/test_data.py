@@ -50,7 +50,7 @@ class TestDigits:
 
     def test_every_class_is_in_both_parts(self):
         for name in ("train", "test"):
-            assert set(SOURCES["digits"]().split(name).arrays["label"]) == set(range(10))
+            assert set(SOURCES["digits"]().split(name).arrays["label"]) == set(range(SOURCES["digits"]().classes))
 
     def test_levels(self):
         source = SOURCES["digits"]()

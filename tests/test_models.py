@@ -205,6 +205,7 @@ def test_wrong_shapes_are_refused_with_the_nearest_right_one():
         ({"channel_multipliers": ()}, "channel_multipliers"),
         ({"channel_multipliers": (1, 0)}, "channel_multipliers"),
         ({"blocks_per_resolution": 0}, "blocks_per_resolution"),
+        ({"classes": -1}, "classes"),
         ({"dropout": 1.0}, "dropout"),
         ({"embedding": "furier"}, "did you mean 'fourier'"),
         ({"dtype": "bfloat"}, "did you mean 'bfloat16'"),
@@ -215,10 +216,27 @@ def test_bad_settings_are_refused(settings, message):
         NETWORKS["ncsnpp"](**settings)
 
 
-def test_a_condition_is_refused():
+def test_a_condition_is_refused_without_classes():
     x, condition = _inputs("ncsnpp")
-    with pytest.raises(UserError, match="condition"):
-        _network("ncsnpp").apply(_init("ncsnpp"), x, condition, condition, train=False, rng=None)
+    with pytest.raises(UserError, match="classes=0 takes no condition"):
+        _network("ncsnpp").apply(_init("ncsnpp"), x, condition, {"label": jnp.zeros(3)}, train=False, rng=None)
+
+
+def test_labels_matter_and_no_label_is_label_minus_one():
+    variant = (("classes", 4), ("attention_resolutions", ()), ("channel_multipliers", (1,)))
+    network, params = _network("ncsnpp", variant), _moved("ncsnpp", variant)
+    assert params["label"]["embedding"].shape == (5, 32)  # a row for each, and one for none
+    x, condition = _inputs("ncsnpp")
+    x, condition = (jnp.repeat(values[:1], 6, axis=0) for values in (x, condition))
+    apply = jax.jit(lambda x, c, label: network.apply(params, x, c, label, train=False, rng=None))
+    labels = jnp.asarray([-1, 0, 1, 2, 3, -1], jnp.int32)
+    output = np.asarray(apply(x, condition, {"label": labels}))
+    # Separate programs of the same float32 operations.
+    np.testing.assert_allclose(apply(x, condition, None), output[[0] * 6], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(output[5], output[0], rtol=0, atol=1e-6)
+    for one in range(5):
+        for two in range(one):
+            assert np.abs(output[one] - output[two]).max() > 1e-3, (one, two)
 
 
 def test_the_fourier_embedding_has_fixed_random_frequencies_and_the_positional_none():

@@ -13,16 +13,16 @@ import pytest
 
 from score_sde import build
 from score_sde.data import Levels
-from score_sde.denoiser import Parameterisation
+from score_sde.denoiser import Model, Parameterisation
 from score_sde.errors import RunFailed, UserError
-from score_sde.losses import Objective
-from score_sde.sde import VP
+from score_sde.losses import OBJECTIVES, TIMES, WEIGHTINGS, Bound, Times
+from score_sde.sde import VDM, VP
 from score_sde.training import ema, loop
 from score_sde.training.duration import Duration
 from score_sde.training.interrupt import StopRequest
 from score_sde.training.optimiser import OPTIMISERS, Optimiser
 from score_sde.training.state import TrainState, Window
-from score_sde.training.step import make_step
+from score_sde.training.step import NO_LABEL, make_step
 from tests import program
 
 
@@ -34,26 +34,43 @@ def jax_rules():
 
 
 class TestAverage:
-    def test_fresh_one_is_the_parameters(self):
+    def test_fresh_ones_are_the_parameters(self):
         params = {"w": jax.random.normal(jax.random.key(0), (5,))}
-        state = TrainState.create(params, optax.adam(1e-3))
-        np.testing.assert_array_equal(state.ema["w"], params["w"])
-        assert state.ema["w"].unsafe_buffer_pointer() != params["w"].unsafe_buffer_pointer()  # both are donated
+        state = TrainState.create(params, optax.adam(1e-3), [10.0, 20.0])
+        buffers = {each["w"].unsafe_buffer_pointer() for each in (params, *state.ema)}
+        assert len(buffers) == 3  # all are donated
+        for average in state.ema:
+            np.testing.assert_array_equal(average["w"], params["w"])
 
-    @pytest.mark.parametrize("decay", [0.0, 0.3, 0.99, 0.9999])
-    def test_closed_form_for_constant_parameters(self, decay):
-        """ema_n = p + (ema_0 − p) Π d_k with d_k = min(decay, (1 + k)/(10 + k))."""
-        params, average = {"w": jnp.asarray([1.0, -2.0])}, {"w": jnp.asarray([5.0, 0.25])}
+    @pytest.mark.parametrize("half_life", [0.001, 0.6, 70.0, 6931.0])
+    def test_closed_form_for_constant_parameters(self, half_life):
+        """ema_n = p + (ema_0 − p) Π d_k with d_k = min(2^{−1/h}, (1 + k)/(10 + k))."""
+        params, averages = {"w": jnp.asarray([1.0, -2.0])}, ({"w": jnp.asarray([5.0, 0.25])},)
         n = 300
         for count in range(1, n + 1):
-            average = ema.update(average, params, decay, jnp.asarray(count, jnp.int32))
-        rate = math.prod(min(decay, (1 + count) / (10 + count)) for count in range(1, n + 1))
+            averages = ema.update(averages, params, [half_life], jnp.asarray(count, jnp.int32))
+        rate = math.prod(min(2 ** (-1 / half_life), (1 + count) / (10 + count)) for count in range(1, n + 1))
         expected = np.array([1.0, -2.0]) + (np.array([5.0, 0.25]) - np.array([1.0, -2.0])) * rate
-        np.testing.assert_allclose(average["w"], expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(averages[0]["w"], expected, rtol=1e-4, atol=1e-6)
+
+    def test_the_weight_of_a_step_is_halved_after_the_half_life(self):
+        """Late in training, where the first updates are long forgotten; several averages, each with its own."""
+        half_lives, start = [8.0, 20.0], 100_000
+        averages = ema.create({"w": jnp.zeros(())}, half_lives)
+        weights = []
+        for count in range(41):
+            value = {"w": jnp.asarray(1.0 if count == 0 else 0.0)}  # one step's parameters are 1, all others 0
+            averages = ema.update(averages, value, half_lives, jnp.asarray(start + count, jnp.int32))
+            weights.append([float(average["w"]) for average in averages])
+        for number, half_life in enumerate([8, 20]):
+            first = weights[0][number]
+            assert first == pytest.approx(1 - 0.5 ** (1 / half_life), rel=1e-5)
+            assert weights[half_life][number] == pytest.approx(first / 2, rel=1e-5)
+            assert weights[2 * half_life][number] == pytest.approx(first / 4, rel=1e-5)
 
     def test_average_of_equal_values_stays(self):
         params = {"w": jnp.asarray([0.1, 3e20, -1e-30])}
-        average = ema.update(params, params, 0.999, jnp.asarray(7, jnp.int32))
+        (average,) = ema.update((params,), params, [1000.0], jnp.asarray(7, jnp.int32))
         np.testing.assert_array_equal(average["w"], params["w"])
 
 
@@ -140,20 +157,26 @@ def linear(params, x, noise_condition, condition, *, train, rng):
     return params["w"] * x + params["b"]
 
 
-def toy(seed: int = 0):
+def toy(seed: int = 0, sde=None, objective=None, times="uniform", apply=linear, label_drop=0.0, optimiser=None):
     """(step, state, batch) of a small problem: all the data are one image."""
-    optimiser = Optimiser(learning_rate=0.02).build(optax.constant_schedule(0.02))
+    optimiser = optimiser or Optimiser(learning_rate=0.02).build(optax.constant_schedule(0.02))
+    model = Model(sde=sde or VP(), parameterisation=Parameterisation(), apply=apply)
+    distribution = TIMES[times]()
     step = make_step(
-        sde=VP(),
-        parameterisation=Parameterisation(),
-        apply=linear,
-        objective=Objective(),
+        model=model,
+        objective=objective or OBJECTIVES["denoising"](),
+        weighting=WEIGHTINGS["sigma2"](),
+        times=Times(distribution),
         optimiser=optimiser,
         levels=Levels(256),
-        ema_decay=0.9,
+        half_lives=[6.6],
+        label_drop=label_drop,
         seed=seed,
     )
-    state = TrainState.create({"w": jnp.zeros(()), "b": jnp.zeros(())}, optimiser)
+    params = {"network": {"w": jnp.zeros(()), "b": jnp.zeros(())}}
+    if model.sde.learned:
+        params["process"] = model.sde.init()
+    state = TrainState.create(params, optimiser, [6.6], distribution.init())
     return step, state, {"image": jnp.full((32, 4, 4, 1), 200, jnp.uint8)}
 
 
@@ -196,6 +219,65 @@ class TestStep:
         np.testing.assert_allclose(whole.window.loss, sum(float(each.loss) for each in singles), rtol=1e-6)
         expected = sum(float(each.gradient_norm) for each in singles)
         np.testing.assert_allclose(whole.window.gradient_norm, expected, rtol=1e-6)
+
+    def test_the_history_of_times_is_part_of_the_state(self):
+        """Going on from a state is going on in one run, bit for bit, and the history holds every sample's loss."""
+        step, state, batch = toy(times="loss_second_moment")
+        step = jax.jit(step)
+        for count in range(1, 4):
+            state = step(state, batch)
+            assert int(state.times.counts.sum()) == 32 * count
+        host = jax.tree.map(jnp.asarray, jax.device_get(state))
+        for a, b in zip(jax.tree.leaves(step(state, batch)), jax.tree.leaves(step(host, batch)), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    @pytest.mark.parametrize(("drop", "low", "high"), [(0.0, 0, 0), (1.0, 6400, 6400), (0.2, 1120, 1440)])
+    def test_a_share_of_labels_is_hidden(self, drop, low, high):
+        """5 standard errors √(6400 · 0.2 · 0.8) = 32 about 1280; a label that is not hidden is what it was."""
+        seen = []
+
+        def apply(params, x, noise_condition, condition, *, train, rng):
+            jax.debug.callback(lambda label: seen.append(np.asarray(label)), condition["label"])
+            return params["w"] * x + params["b"]
+
+        step, state, batch = toy(apply=apply, label_drop=drop)
+        labels = np.arange(32, dtype=np.int32) % 10
+        step = jax.jit(step)
+        for _ in range(200):
+            state = step(state, {**batch, "label": jnp.asarray(labels)})
+        jax.block_until_ready(state)
+        jax.effects_barrier()
+        seen = np.stack(seen[:200])
+        hidden = seen == NO_LABEL
+        assert low <= hidden.sum() <= high
+        np.testing.assert_array_equal(np.where(hidden, labels, seen), np.broadcast_to(labels, seen.shape))
+        if 0 < drop < 1:
+            assert len({row.tobytes() for row in hidden}) > 190  # drawn anew at each step
+
+    def test_a_learned_process_has_its_ends_from_the_bound_and_its_shape_from_the_variance(self):
+        """With plain gradient descent the change of a parameter is its gradient: that of the bound for the network and
+        the ends, that of `schedule_loss` for the shape."""
+        sde = VDM(features=4)
+        step, state, batch = toy(sde=sde, objective=Bound(), optimiser=optax.sgd(1.0))
+        changes = []
+        for shape in (True, False):
+            process = state.params["process"]
+            bent = {**process["shape"], "weight": process["shape"]["weight"] + jnp.arange(4.0)}
+            params = {**state.params, "process": {**process, "shape": bent}}
+            monkey = pytest.MonkeyPatch()
+            if not shape:
+                monkey.setattr("score_sde.training.step.schedule_loss", lambda sde, t, at_time: jnp.zeros(()))
+            with monkey.context():
+                after = jax.jit(lambda s, b: step(s, b))(dataclasses.replace(state, params=params), batch)
+            monkey.undo()
+            changes.append(jax.tree.map(lambda new, old: np.asarray(new - old), after.params, params))
+        with_it, without = changes
+        for part in ("network",):
+            jax.tree.map(np.testing.assert_array_equal, with_it[part], without[part])
+        np.testing.assert_array_equal(with_it["process"]["ends"], without["process"]["ends"])
+        assert np.all(with_it["process"]["ends"] != 0)
+        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(without["process"]["shape"]))
+        assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(with_it["process"]["shape"]))
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     def test_first_bad_step_is_kept(self, bad):
@@ -262,9 +344,9 @@ def test_host_reads_only_to_log_or_save(bad_step):
         is_bad = bad_step is not None and stub.count >= bad_step
         window = Window(*(Watched(np.float32(1), reads) for _ in range(6)))
         window = dataclasses.replace(window, bad_step=Watched(bad_step if is_bad else -1, reads))
-        return TrainState(Watched(stub.count, reads), state.params, state.ema, (), window)
+        return TrainState(Watched(stub.count, reads), state.params, state.ema, (), (), window)
 
-    start = TrainState(jnp.zeros((), jnp.int32), {}, {}, (), Window.empty())
+    start = TrainState(jnp.zeros((), jnp.int32), {}, (), (), (), Window.empty())
     run = lambda: loop.train(
         start,
         stub,

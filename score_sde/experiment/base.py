@@ -240,8 +240,9 @@ class Experiment:
         return self.model.denoiser(params)
 
     def sampling_denoiser(self, params: Params) -> Any:
-        """The trained denoiser on the process that is sampled with."""
-        return self.denoiser(params).on(self.sampling_sde)
+        """The trained denoiser on the process that is sampled with. Of an experiment as `restore` gives it."""
+        # Without the parameters of a learned process: self.sde has them, known ahead, so that levels can be compared.
+        return self.model.denoiser({"network": params["network"]}).on(self.sampling_sde)
 
     def restore(self) -> tuple["Experiment", int, Params]:
         """(the experiment with its process as learned, step, averaged parameters) of the newest sound checkpoint."""
@@ -254,12 +255,20 @@ class Experiment:
         return self.learned(params), step, params
 
     def learned(self, params: Params) -> "Experiment":
-        """The experiment with a learned process fixed at `params`, so that time grids can be built ahead."""
+        """The experiment with a learned process fixed at `params`, so that time grids can be built ahead.
+
+        Raises UserError where it has learned other noise levels than `sampling_sde` needs.
+        """
         if not self.sde.learned:
             return self
         process = jax.device_get(params["process"])
-        sampling = self.sampling_sde.bind(process)
-        return dataclasses.replace(self, sde=self.sde.bind(process), sampling_sde=sampling)
+        sde, sampling = self.sde.bind(process), self.sampling_sde.bind(process)
+        try:
+            if sampling != sde:
+                check_levels(sampling, sde)
+        except UserError as error:
+            raise UserError(f"config: sampling_sde: {error}") from error
+        return dataclasses.replace(self, sde=sde, sampling_sde=sampling)
 
     def fingerprint(self, step: int, *parts: Any) -> str:
         """Names a piece of work by all that its result depends on: the model at a step, and `parts`."""

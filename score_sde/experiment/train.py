@@ -125,8 +125,8 @@ def _preview(experiment: Experiment, metrics: MetricWriter):
         x = sampler(experiment.denoiser(params), keys, experiment.source.shape).x
         return experiment.levels.quantise(x)
 
-    def preview(step: int, params: Params) -> None:
-        picture = grid(experiment.to_uint8(jax.device_get(sample(params))))
+    def preview(step: int, averages: tuple[Params, ...]) -> None:
+        picture = grid(experiment.to_uint8(jax.device_get(sample(averages[experiment.evaluation.ema]))))
         folder = experiment.workdir.samples / "training"
         folder.mkdir(parents=True, exist_ok=True)
         write_png(folder / f"step_{step:08d}.png", picture)

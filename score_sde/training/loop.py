@@ -64,10 +64,10 @@ def train(
     checkpoints: Checkpoints,
     metrics: MetricWriter,
     learning_rate: Callable[[int], Any],
-    preview: Callable[[int, Params], None],
+    preview: Callable[[int, tuple[Params, ...]], None],
     stop: StopRequest,
 ) -> TrainState:
-    """Trains to step `every.total`. step: compiled, donating the state. preview(step, ema) shows samples.
+    """Trains to step `every.total`. step: compiled, donating the state. preview(step, averages) shows samples.
 
     Saves at the end and on a signal, and raises `Interrupted` after the latter; raises `RunFailed` where the loss is
     not finite.
@@ -89,7 +89,7 @@ def train(
 
             if done > last_saved and done % every.sample == 0 and done < every.total:
                 pause = time.monotonic()
-                preview(done, state.ema[0])
+                preview(done, state.ema)
                 clock += time.monotonic() - pause
 
             if done > last_saved and (done % every.save == 0 or done == every.total or stop.requested):

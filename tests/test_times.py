@@ -1,0 +1,362 @@
+"""One battery over every distribution of times: its law, its factor, and the variance that it leaves."""
+
+import collections
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+
+from score_sde import rng
+from score_sde.denoiser import Denoiser
+from score_sde.errors import UserError
+from score_sde.losses import OBJECTIVES, TIMES, WEIGHTINGS, Times
+from score_sde.sde import DDPM, PROCESSES, SMLD, Options
+from tests import levels
+
+NAMES = sorted(PROCESSES)
+CHAINS = {"ddpm": DDPM(), "smld": SMLD(scales=10)}
+FITS = [(name, times) for name in NAMES for times in TIMES if times != "steps" or name in CHAINS]
+battery = pytest.mark.parametrize(("name", "times"), FITS)
+EVEN = (np.arange(4096) + 0.5) / 4096  # an even grid of u: the distribution function is a sharper test than draws
+LAST = 1 - 2.0**-24  # the largest u below 1 that float32 holds
+
+
+def process(name):
+    return CHAINS.get(name) or levels.process(name)
+
+
+def remembered(distribution, sde, scale=4.0):
+    """What is remembered of losses that grow as e^{scale t}: every bin is full."""
+    state = distribution.init()
+    if state == ():
+        return state
+    t = sde.t_min + (sde.T - sde.t_min) * (jnp.arange(distribution.bins, dtype=float) + 0.5) / distribution.bins
+    loss = jnp.exp(scale * (t - sde.t_min) / (sde.T - sde.t_min))
+    for _ in range(distribution.kept):
+        state = distribution.update(state, sde, t, loss)
+    return state
+
+
+@functools.cache
+def _drawn(name, times):
+    """(t, factor) on the even grid of u, and at its two ends."""
+    sde, distribution = process(name), TIMES[times]()
+    state = remembered(distribution, sde)
+    draw = jax.jit(lambda u: distribution(sde, u, state))
+    u = jnp.asarray(np.concatenate([EVEN, [0.0, LAST]]), jnp.float32)
+    return tuple(np.asarray(values, np.float64) for values in draw(u))
+
+
+def log_snr(sde, t):
+    return np.log(levels.at(sde, np.atleast_1d(t)).snr)
+
+
+def _normal_cut(low, high):
+    """The distribution function of a standard normal between two bounds."""
+    return lambda x: scipy.stats.truncnorm.cdf(x, low, high)
+
+
+def cdf(sde, times):
+    """The exact distribution function of t, in float64, by SciPy."""
+    share = lambda t: (t - sde.t_min) / (sde.T - sde.t_min)
+    if times == "uniform":
+        return share
+    if times == "log_normal":
+        standard = lambda t: (-log_snr(sde, t) / 2 + 1.2) / 1.2
+        cut = _normal_cut(standard(sde.t_min)[0], standard(sde.T)[0])
+        return lambda t: cut(standard(t))
+    if times == "logit_normal":
+        with np.errstate(divide="ignore"):
+            logit = lambda t: scipy.special.logit(t / sde.T)
+            cut = _normal_cut(logit(sde.t_min), np.inf)
+            return lambda t: cut(logit(t))
+    if times == "importance":
+        first, last = log_snr(sde, [sde.t_min, sde.T])
+        return lambda t: (first - log_snr(sde, t)) / (first - last)
+    if times == "loss_second_moment":
+        # 100 bins, of the root of the mean square of losses e^{4 (bin's middle)}, and a share 0.001 of all alike.
+        root = np.exp(4 * (np.arange(100) + 0.5) / 100)
+        edges = np.concatenate([[0], np.cumsum(0.999 * root / root.sum() + 0.001 / 100)])
+        return lambda t: np.interp(share(t), np.arange(101) / 100, edges)
+    raise AssertionError(times)
+
+
+@battery
+def test_times_lie_in_the_process_for_every_u(name, times):
+    sde = process(name)
+    t, factor = _drawn(name, times)
+    assert np.all((t >= np.float32(sde.t_min)) & (t <= np.float32(sde.T)))
+    assert np.all(np.isfinite(factor) & (factor > 0))
+    assert np.all(np.diff(np.concatenate([t[-2:-1], t[:-2], t[-1:]])) >= 0)  # the inverse distribution function rises
+
+
+@pytest.mark.parametrize(("name", "times"), [(name, times) for name, times in FITS if times != "steps"])
+def test_the_law_is_exact(name, times):
+    """Kolmogorov's distance of the even grid's times from the law; half a cell of the grid would be 1.2e-4."""
+    sde = process(name)
+    t = _drawn(name, times)[0][: len(EVEN)]
+    inside = np.clip(t, sde.t_min, sde.T)
+    with np.errstate(divide="ignore"):
+        distance = np.abs(cdf(sde, times)(inside) - EVEN).max()
+    # float32 holds log_snr to 1e-6 and tails of a normal, 1 − u, to 6e-8: far below a cell.
+    assert distance < 1.2e-4
+
+
+@pytest.mark.parametrize("name", sorted(CHAINS))
+def test_every_step_of_a_chain_is_as_likely(name):
+    sde = CHAINS[name]
+    steps = len(sde.step_times)
+    u = (np.arange(20 * steps) + 0.5) / (20 * steps)
+    t, factor = TIMES["steps"]()(sde, jnp.asarray(u, jnp.float32), ())
+    found = collections.Counter(np.asarray(t).tolist())
+    assert sorted(found) == np.asarray(sde.step_times, np.float32).tolist()
+    assert set(found.values()) == {20}
+    assert np.all(np.asarray(factor) == 1)
+
+
+@battery
+def test_the_factor_keeps_the_mean_or_is_1(name, times):
+    """Of importance and loss_second_moment it is p_uniform/p, p by central differences of the exact law."""
+    sde = process(name)
+    t, factor = (values[: len(EVEN)] for values in _drawn(name, times))
+    if times not in ("importance", "loss_second_moment"):
+        np.testing.assert_array_equal(factor, 1)
+        return
+    h = 1e-6 * (sde.T - sde.t_min)
+    inside = (t > sde.t_min + 2 * h) & (t < sde.T - 2 * h)
+    if times == "loss_second_moment":  # p jumps at the edges of the bins
+        place = (t - sde.t_min) / (sde.T - sde.t_min) * 100
+        inside &= np.abs(place - np.round(place)) > 0.01
+    t, factor = t[inside], factor[inside]
+    law = cdf(sde, times)
+    p = (law(t + h) - law(t - h)) / (2 * h)
+    # The difference of two values of a function of size 1 errs by 1e-16/1e-6 of its slope's scale, and the curvature
+    # of a law that changes over t ≥ 0.02 by h²/t²; the rest is float32.
+    np.testing.assert_allclose(factor, 1 / ((sde.T - sde.t_min) * p), rtol=1e-4)
+
+
+@pytest.mark.parametrize("times", ["uniform", "log_normal", "logit_normal"])
+def test_drawn_from_keys_they_have_the_law(times):
+    sde = PROCESSES["edm"]()
+    keys = rng.for_samples(rng.stream(0, "time"), jnp.arange(4000))
+    t, _ = Times(TIMES[times]()).draw(sde, keys, ())
+    assert scipy.stats.kstest(np.clip(np.asarray(t, np.float64), sde.t_min, sde.T), cdf(sde, times)).pvalue > 1e-3
+
+
+def test_low_discrepancy_puts_one_in_each_part():
+    """Of B parts of [0, 1) each has one u, at the same place in it up to rounding; that place is a batch's own."""
+    sde, count, starts = PROCESSES["vp"](t_min=0.5, T=1.5), 64, set()
+    for batch in range(20):
+        keys = rng.for_samples(rng.at_step(rng.stream(0, "time"), batch), jnp.arange(count))
+        t, factor = Times(TIMES["uniform"](), low_discrepancy=True).draw(sde, keys, ())
+        u = np.sort(np.asarray(t, np.float64) - 0.5) * count
+        np.testing.assert_array_equal(np.floor(u), np.arange(count))
+        np.testing.assert_allclose(u - np.floor(u), u[0], atol=1e-5)
+        starts.add(float(u[0]))
+        assert np.all(np.asarray(factor) == 1)
+    assert scipy.stats.kstest(list(starts), "uniform").pvalue > 1e-3
+    assert len(starts) == 20
+
+
+# --- the variance of an estimate --------------------------------------------------------------------------------------
+
+BATCHES, BATCH = 1500, 32
+CONSTANT_RATE = ("ve", "smld")  # log_snr is linear in t: importance sampling is uniform
+
+
+@functools.cache
+def _estimates(name):
+    """Losses `(BATCHES, BATCH)`, weighted for the likelihood, at the exact network of Gaussian data, by how times are
+    drawn."""
+    sde = levels.process(name)
+    denoiser = Denoiser(sde=sde, function=lambda x, t, condition: levels.exact_epsilon(sde, x, t), prediction="epsilon")
+    schemes = {
+        "uniform": Times(TIMES["uniform"]()),
+        "importance": Times(TIMES["importance"]()),
+        "low_discrepancy": Times(TIMES["uniform"](), low_discrepancy=True),
+    }
+
+    def losses(keys):
+        x_0 = levels.MEAN + levels.STD * rng.normal(rng.child(keys, 2), levels.SHAPE)
+        result = {}
+        for scheme, times in schemes.items():
+            t, factor = times.draw(sde, rng.child(keys, 0), ())
+            vlb = WEIGHTINGS["vlb"]()
+            result[scheme] = OBJECTIVES["denoising"]()(denoiser, vlb, x_0, None, rng.child(keys, 1), t, factor).total
+        return result
+
+    keys = rng.for_samples(rng.stream(0, "variance"), jnp.arange(BATCHES * BATCH)).reshape(BATCHES, BATCH)
+    return {key: np.asarray(value, np.float64) for key, value in jax.jit(jax.vmap(losses))(keys).items()}
+
+
+def _moments(name, scheme):
+    """Mean and variance of one estimate, in closed form: E L = E_t w v, E L² = (1 + 2/D) E_t w² v², over the scheme's
+    own times and with its factor in w."""
+    sde = levels.process(name)
+    at = levels.nodes(sde)
+    weight = 0.5 * (sde.T - sde.t_min) * at.rate
+    mean = at.weights @ (weight * at.error)
+    change = at.weights @ at.rate if scheme == "importance" else at.rate  # ∫ p (w/p)² = ∫ w · (w/p)
+    square = 0.5 * (sde.T - sde.t_min) * at.weights @ (weight * change * at.error**2) * (1 + 2 / levels.SIZE)
+    return mean, square - mean**2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_importance_sampling_has_the_same_mean_and_less_variance(name):
+    """Of the likelihood objective; both are printed. The variances are those of the closed form, too."""
+    estimates = _estimates(name)
+    variance = {}
+    for scheme in ("uniform", "importance"):
+        mean, variance[scheme] = _moments(name, scheme)
+        values = estimates[scheme].reshape(-1)
+        assert levels.close(values, mean)
+        assert levels.close((values - mean) ** 2, variance[scheme])
+    found = {scheme: estimates[scheme].var() for scheme in variance}
+    text = f"{name}: variance uniform {found['uniform']:.4g}, importance {found['importance']:.4g}"
+    print(text)
+    if name in CONSTANT_RATE:
+        assert variance["importance"] == pytest.approx(variance["uniform"], rel=1e-9), text
+        assert found["importance"] == pytest.approx(found["uniform"], rel=1e-3), text
+    else:
+        assert variance["importance"] < variance["uniform"], text
+        assert found["importance"] < found["uniform"], text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_low_discrepancy_has_the_same_mean_and_less_variance(name):
+    """Of a batch's mean: it loses most of what comes from where the times lie, Var_t E L, and keeps E_t Var L."""
+    estimates = _estimates(name)
+    mean, variance = _moments(name, "uniform")
+    batch = {scheme: estimates[scheme].mean(axis=1) for scheme in ("uniform", "low_discrepancy")}
+    found = {scheme: values.var() for scheme, values in batch.items()}
+    text = f"{name}: variance of a batch independent {found['uniform']:.4g}, spread {found['low_discrepancy']:.4g}"
+    print(text)
+    assert levels.close(batch["low_discrepancy"], mean)
+    assert levels.close((batch["uniform"] - mean) ** 2, variance / BATCH)
+    assert found["low_discrepancy"] < found["uniform"], text
+    # Given the times, L has the variance w² v² 2/D; and the even points in place of the integral leave that of their
+    # common start.
+    within = (variance + mean**2) / (1 + 2 / levels.SIZE) * 2 / levels.SIZE / BATCH
+    sde, starts = levels.process(name), 500
+    u = (np.arange(starts)[:, None] + 0.5) / (starts * BATCH) + np.arange(BATCH) / BATCH
+    at = levels.at(sde, sde.t_min + (sde.T - sde.t_min) * u)
+    between = np.var(np.mean(0.5 * (sde.T - sde.t_min) * at.rate * at.error, axis=1))
+    assert levels.close((batch["low_discrepancy"] - mean) ** 2, within + between), text
+
+
+def test_sampling_by_past_losses_has_the_same_mean_and_less_variance():
+    """A loss e^{−12 t} (1 + noise): its history is learned from batches drawn by it; both variances are printed."""
+    sde, distribution = PROCESSES["vp"](t_min=0.0 + 1e-3), TIMES["loss_second_moment"](bins=50, kept=10)
+    loss_at = lambda t, keys: jnp.exp(-12 * t) * (1 + 0.3 * rng.normal(keys, ()))
+    times = Times(distribution)
+
+    @jax.jit
+    def batch(state, number):
+        keys = rng.for_samples(rng.at_step(rng.stream(0, "past"), number), jnp.arange(256))
+        t, factor = times.draw(sde, rng.child(keys, 0), state)
+        loss = loss_at(t, rng.child(keys, 1))
+        return distribution.update(state, sde, t, loss), (factor * loss, factor)
+
+    state = distribution.init()
+    for number in range(60):
+        state, (_, factor) = batch(state, number)
+        if number == 0:
+            assert np.all(np.asarray(factor) == 1)  # uniform until every bin is full
+    assert bool(jnp.all(state.counts >= 10))
+    later, earlier = [], []
+    for number in range(60, 160):
+        later.append(np.asarray(batch(state, number)[1][0], np.float64))  # the history is not followed any more
+        earlier.append(np.asarray(batch(distribution.init(), number)[1][0], np.float64))
+    mean = (np.exp(-12e-3) - np.exp(-12.0)) / 12 / (1 - 1e-3)
+    assert levels.close(np.concatenate(later), mean)
+    assert levels.close(np.concatenate(earlier), mean)
+    uniform, learned = np.var(earlier), np.var(later)
+    text = f"variance uniform {uniform:.4g}, by past losses {learned:.4g}"
+    print(text)
+    # The best p has variance mean² (E √(1 + 0.3²)…)² − mean² = 0.09 mean² here; bins and 10 kept losses add some.
+    assert learned < 0.05 * uniform, text
+
+
+# --- what is remembered -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [1, 3, 10])
+def test_the_history_is_a_ring_for_each_bin(kept):
+    """Against one deque a bin; the first batches put far more than `kept` into one bin at once."""
+    sde, distribution = PROCESSES["vp"](t_min=0.0 + 1e-3), TIMES["loss_second_moment"](bins=5, kept=kept)
+    generator = np.random.default_rng(0)
+    rings, counts = [collections.deque(maxlen=kept) for _ in range(5)], np.zeros(5, int)
+    state, update = distribution.init(), jax.jit(lambda s, t, loss: distribution.update(s, sde, t, loss))
+    for number in range(30):
+        crowd = generator.uniform(size=40) ** (6 if number < 3 else 1)
+        share = np.clip(crowd, 1e-3, 0.999)
+        loss = generator.normal(size=40).astype(np.float32)
+        t = (sde.t_min + (sde.T - sde.t_min) * share).astype(np.float32)
+        state = update(state, jnp.asarray(t), jnp.asarray(loss))
+        for each, value in zip(np.floor(share * 5).astype(int), loss, strict=True):
+            rings[each].append(value**2)
+            counts[each] += 1
+        np.testing.assert_array_equal(state.counts, counts)
+        for each, ring in enumerate(rings):
+            held = np.sort(np.asarray(state.squares[each]))[kept - len(ring) :]
+            np.testing.assert_allclose(held, np.sort(ring), rtol=1e-6)
+        ready = all(len(ring) == kept for ring in rings)
+        probabilities = np.asarray(distribution.probabilities(state), np.float64)
+        if not ready:
+            np.testing.assert_allclose(probabilities, 1 / 5, rtol=1e-6)
+        else:
+            root = np.array([np.sqrt(np.mean(ring)) for ring in rings])
+            np.testing.assert_allclose(probabilities, 0.999 * root / root.sum() + 0.001 / 5, rtol=1e-5)
+    assert ready
+
+
+def test_losses_of_zero_leave_the_times_uniform():
+    sde, distribution = PROCESSES["vp"](), TIMES["loss_second_moment"](bins=4, kept=2)
+    t = jnp.repeat(jnp.linspace(0.1, 0.9, 4), 2)
+    state = distribution.update(distribution.init(), sde, t, jnp.zeros(8))
+    np.testing.assert_allclose(distribution.probabilities(state), 0.25, rtol=1e-6)
+
+
+def test_a_uniform_share_is_kept():
+    """Where one bin has all the loss, the others still have their share."""
+    sde, distribution = PROCESSES["vp"](), TIMES["loss_second_moment"](bins=4, kept=2, uniform_share=0.2)
+    t, loss = jnp.repeat(jnp.linspace(0.1, 0.9, 4), 2), jnp.repeat(jnp.asarray([0.0, 7.0, 0.0, 0.0]), 2)
+    state = distribution.update(distribution.init(), sde, t, loss)
+    np.testing.assert_allclose(distribution.probabilities(state), [0.05, 0.85, 0.05, 0.05], rtol=1e-6)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_times_that_a_process_does_not_have():
+    ended = Options(zero_terminal_snr=True).apply(PROCESSES["vp"]())
+    with pytest.raises(UserError, match="'importance' needs a finite log_snr at T"):
+        TIMES["importance"]().check(ended)
+    with pytest.raises(UserError, match=r"'steps' needs a process with steps of its own \(ddpm, smld\)"):
+        TIMES["steps"]().check(PROCESSES["vp"]())
+    for times in TIMES:
+        TIMES[times]().check(PROCESSES["ddpm"]())
+        if times not in ("importance", "steps"):
+            TIMES[times]().check(ended)
+            t, factor = TIMES[times]()(ended, jnp.asarray([0.0, 0.5, LAST]), TIMES[times]().init())
+            assert np.all(np.isfinite(t) & np.isfinite(factor)), times
+
+
+@pytest.mark.parametrize(
+    ("times", "settings"),
+    [
+        ("log_normal", {"std": 0.0}),
+        ("logit_normal", {"std": -1.0}),
+        ("loss_second_moment", {"bins": 1}),
+        ("loss_second_moment", {"kept": 0}),
+        ("loss_second_moment", {"uniform_share": 0.0}),
+        ("loss_second_moment", {"uniform_share": 1.5}),
+    ],
+)
+def test_bad_settings_are_refused(times, settings):
+    with pytest.raises(UserError, match=f"{next(iter(settings))} must"):
+        TIMES[times](**settings)
