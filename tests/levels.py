@@ -123,6 +123,8 @@ PAPERS = {
     "sigma2": PaperWeighting("score", lambda at, length: at.sigma**2),
     "likelihood": PaperWeighting("score", lambda at, length: at.sigma**2 * at.rate),
     "vlb": PaperWeighting("x_0", lambda at, length: length * snr_derivative(at) / 2),
+    "v": PaperWeighting("v", lambda at, length: np.ones_like(at.snr)),
+    "velocity": PaperWeighting("velocity", lambda at, length: np.ones_like(at.snr)),
     "edm": PaperWeighting(
         "x_0", lambda at, length: ((at.sigma / at.alpha) ** 2 + 0.6**2) / (at.sigma / at.alpha * 0.6) ** 2
     ),
@@ -139,6 +141,8 @@ OF_EPSILON = {
     "epsilon": lambda at: np.ones_like(at.snr),
     "x_0": lambda at: 1 / at.snr,
     "score": lambda at: 1 / at.sigma**2,
+    "v": lambda at: (at.alpha + at.sigma**2 / at.alpha) ** 2,  # Δx_0 = −σ/α Δε, v = α ε − σ x_0
+    "velocity": lambda at: (at.sigma * at.rate / 2) ** 2,  # (σ' − α' σ/α) Δε, and −log_snr'/2 = σ'/σ − α'/α
 }
 
 

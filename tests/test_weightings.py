@@ -83,7 +83,7 @@ def test_a_process_that_ends_in_noise(weighting):
     """Refused where the weight is infinite at T, finite where it is not refused."""
     sde = Options(zero_terminal_snr=True).apply(PROCESSES["vp"]())
     end = WEIGHTINGS[weighting]()(sde, jnp.asarray([sde.T], jnp.float32))
-    infinite = weighting in ("likelihood", "vlb", "edm", "sigmoid")
+    infinite = weighting in ("likelihood", "vlb", "v", "velocity", "edm", "sigmoid")
     assert bool(np.isfinite(end[0])) != infinite
     if infinite:
         with pytest.raises(UserError, match=f"'{weighting}' is infinite at T"):
