@@ -131,7 +131,7 @@ def test_state_may_be_donated_while_it_is_saved(tmp_path):
     """save() is asynchronous; the next step writes over the buffers of the state at once."""
     params = {"w": jax.random.normal(jax.random.key(0), (3_000_000,))}
     template = make_state(0)
-    state = TrainState(jnp.asarray(1, jnp.int32), params, {"w": params["w"] * 2}, (), template.window)
+    state = TrainState(jnp.asarray(1, jnp.int32), params, ({"w": params["w"] * 2},), (), (), template.window)
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 5, tree), donate_argnums=0)
     checkpoints = Directory(tmp_path / "new").open()
     for step in (1, 2):
@@ -146,7 +146,9 @@ def test_state_may_be_donated_while_it_is_saved(tmp_path):
         assert content(found.state) == expected
         key = jax.random.fold_in(jax.random.key(1), step)
         params = {"w": jax.random.normal(key, (3_000_000,))}
-        state = TrainState(jnp.asarray(step + 1, jnp.int32), params, {"w": params["w"] * 2}, (), make_state(0).window)
+        state = TrainState(
+            jnp.asarray(step + 1, jnp.int32), params, ({"w": params["w"] * 2},), (), (), make_state(0).window
+        )
     checkpoints.close()
 
 
