@@ -17,8 +17,8 @@ The diffusion term depends on the schedule through its ends alone. With L_i the 
 
 where the error at a given log_snr does not depend on the schedule. So the gradient of E L² in the shape of the schedule
 is that of E_t[(L²/s) s], the first factor fixed and s followed at fixed log_snr: at t − (log_snr(t) − fixed)/fixed
-slope. It needs no second pass through the network. `schedule_loss` is its logarithm, so that its size does not depend
-on the loss's.
+slope. It needs no second pass through the network. `schedule_loss` takes it of the logarithm, so that its size
+does not depend on the loss's.
 
 Source: Kingma, Salimans, Poole & Ho, "Variational Diffusion Models", 2021, eq. 11, 15 and appendix I.2; Huang, Lim &
 Courville 2021. The gradient of the variance at fixed log_snr is ours.
@@ -93,7 +93,7 @@ class Bound(Objective):
 
 
 def schedule_loss(sde: SDE, t: Time, at_time: PerSample) -> Float[Array, ""]:
-    """log E L², whose gradient in the learned parameters of `sde` is that of the text above.
+    """1, with the gradient of log E L² in the learned parameters of `sde`; see the text above.
 
     t: uniform times. at_time: the loss at each, L; neither is followed.
     """
