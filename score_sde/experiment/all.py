@@ -6,8 +6,9 @@ from score_sde.training.interrupt import StopRequest
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where training or evaluation would."""
+    """Raises UserError where one of the modes would."""
     train.check(experiment)
+    likelihood.check(experiment)
     evaluate.check(experiment)
 
 
