@@ -6,7 +6,7 @@
 
 `samples/interpolate.npz` holds, for each pair 2i, 2i + 1 of test images, `original` (pairs, 2, …), `samples` and
 `image` (pairs, steps, …) along the arc between the two latents, its ends included, and `share` (steps,);
-`samples/interpolate.png` has one row a pair.
+`samples/interpolate.png` has one row a pair. A network with classes is asked without a label.
 """
 
 import json

@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +40,21 @@ from score_sde.losses.times import Importance
 from score_sde.models.dequantiser import Dequantiser, FlowDequantiser
 from score_sde.training.dequantiser import dequantise, fit, make_fit_step
 from score_sde.training.interrupt import StopRequest
-from score_sde.typing import Params
+from score_sde.training.step import NO_LABEL
+from score_sde.typing import Condition, Params
 from score_sde.writers import read_arrays, say, write_arrays, write_json
 
 Images = Integer[np.ndarray, "n height width channels"]
+
+
+class Scored(NamedTuple):
+    """The images to score; what each is called; and its label, `NO_LABEL` where it has none or the network takes none."""
+
+    images: Images
+    names: list[str]
+    labels: Integer[np.ndarray, "n"]
+
+
 SPLITS = ("test", "train")
 # Of the two unbiased choices the one with less variance: uniform in log_snr no time has a large weight, uniform in t
 # those near t_min have, g²/σ² ~ 1/t.
@@ -56,7 +67,7 @@ def check(experiment: Experiment) -> None:
     settings = experiment.likelihood
     if settings.data not in SPLITS:
         try:
-            _images(experiment)
+            _scored(experiment)
         except UserError as error:
             raise UserError(f"likelihood.data: {error}") from error
     if settings.dequantisation == "variational":
@@ -71,8 +82,8 @@ def check(experiment: Experiment) -> None:
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """Computes what has not been computed for this checkpoint."""
     experiment, step, params = experiment.restore()
-    images, names = _images(experiment)
-    fingerprint = _fingerprint(experiment, step, images, names)
+    scored = _scored(experiment)
+    fingerprint = _fingerprint(experiment, step, scored)
     if _read(experiment, fingerprint) is not None:
         say("likelihood: done")
         return
@@ -81,9 +92,9 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
     if settings.bound_draws and not _has_bound(experiment):
         say("likelihood: no evidence bound, since the process ends in pure noise")
     compute, compile_seconds = _compile(experiment, params, flow)
-    noise = noise_images(experiment.source.shape, levels, settings.noise_images)
+    noise = _unlabelled(noise_images(experiment.source.shape, levels, settings.noise_images))
     name = _name(settings.data)
-    on_data, seconds = _batches(experiment, name, images, compute, fingerprint, settings.repeats, stop)
+    on_data, seconds = _batches(experiment, name, scored, compute, fingerprint, settings.repeats, stop)
     on_noise, noise_seconds = _batches(experiment, "noise", noise, compute, fingerprint, 1, stop)
     figures: dict[str, Any] = {
         "fingerprint": fingerprint,
@@ -101,7 +112,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         path = experiment.workdir.reports / "likelihood.npz"
         parts = ((name, on_data), ("noise", on_noise))
         arrays = {f"{key}_{field}": value for key, part in parts for field, value in part.items()}
-        write_arrays(path, {f"{name}_id": np.asarray(names), **arrays})
+        write_arrays(path, {f"{name}_id": np.asarray(scored.names), **arrays})
         write_json(path.with_suffix(".json"), figures)
     for part in (name, "noise"):
         discard(_folder(experiment, part))
@@ -111,10 +122,10 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
 def read(experiment: Experiment, step: int) -> dict[str, Any] | None:
     """The figures in `reports/likelihood.json` if made of this checkpoint with these settings, else None."""
     try:
-        images, names = _images(experiment)
+        scored = _scored(experiment)
     except UserError:  # the folder was there when they were made
         return None
-    return _read(experiment, _fingerprint(experiment, step, images, names))
+    return _read(experiment, _fingerprint(experiment, step, scored))
 
 
 def line(figures: dict[str, Any]) -> str:
@@ -137,18 +148,28 @@ def _name(data: str) -> str:
     return data if data in SPLITS else "folder"
 
 
-def _images(experiment: Experiment) -> tuple[Images, list[str]]:
-    """The images to score, and what each is called."""
+def _scored(experiment: Experiment) -> Scored:
     data = experiment.likelihood.data
     if data not in SPLITS:
-        return read_folder(Path(data), experiment.source.shape, experiment.source.levels)
+        images, names = read_folder(Path(data), experiment.source.shape, experiment.source.levels)
+        return _unlabelled(images, names)
     records = experiment.test_records if data == "test" else experiment.train_records
-    return records.arrays["image"], [str(number) for number in range(len(records))]
+    numbered = _unlabelled(records.arrays["image"])
+    return numbered._replace(labels=records.arrays["label"]) if experiment.network.settings.classes else numbered
 
 
-def _fingerprint(experiment: Experiment, step: int, images: Images, names: list[str]) -> str:
-    content = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
-    return experiment.fingerprint(step, experiment.likelihood, content, names)
+def _unlabelled(images: Images, names: list[str] | None = None) -> Scored:
+    labels = np.full(len(images), NO_LABEL, np.int32)
+    return Scored(images, [str(n) for n in range(len(images))] if names is None else names, labels)
+
+
+def _condition(experiment: Experiment, label: jax.Array) -> Condition:
+    return {"label": label} if experiment.network.settings.classes else None
+
+
+def _fingerprint(experiment: Experiment, step: int, scored: Scored) -> str:
+    content = hashlib.sha256(np.ascontiguousarray(scored.images)).hexdigest()
+    return experiment.fingerprint(step, experiment.likelihood, content, scored.names)
 
 
 def _read(experiment: Experiment, fingerprint: str) -> dict[str, Any] | None:
@@ -222,21 +243,21 @@ def _dimensions(experiment: Experiment) -> int:
 def _batches(
     experiment: Experiment,
     part: str,
-    images: Images,
+    scored: Scored,
     compute: Callable[..., Arrays],
     fingerprint: str,
     repeats: int,
     stop: StopRequest,
 ) -> tuple[Arrays, float]:
     """Each figure as `(repeats, n)`, and the seconds it took. The last batch is filled up, and the filling dropped."""
-    size, count = experiment.likelihood.batch_size, len(images)
+    size, count = experiment.likelihood.batch_size, len(scored.images)
     per_repeat = -(-count // size)
 
     def one(number: int) -> Arrays:
         repeat, batch = divmod(number, per_repeat)
         index = np.arange(batch * size, (batch + 1) * size)
         start = time.perf_counter()
-        arrays = compute(images[index % count], index, repeat)
+        arrays = compute(scored.images[index % count], scored.labels[index % count], index, repeat)
         return {**arrays, "seconds": np.float64(time.perf_counter() - start)}
 
     name = f"likelihood {part}"
@@ -246,13 +267,13 @@ def _batches(
 
 
 def _compile(experiment: Experiment, params: Params, flow: Params) -> tuple[Callable[..., Arrays], float]:
-    """(image, index, repeat) -> the figures of one batch, as in the module; and the seconds that compiling took."""
+    """(image, label, index, repeat) -> the figures of one batch, as in the module; and the seconds that compiling took."""
     settings, levels, dimensions = experiment.likelihood, experiment.levels, _dimensions(experiment)
     draws = settings.bound_draws if _has_bound(experiment) else 0
 
-    def figures(params, flow, image, index, repeat) -> dict[str, jax.Array]:
+    def figures(params, flow, image, label, index, repeat) -> dict[str, jax.Array]:
         keys = rng.for_samples(rng.at_step(rng.stream(experiment.seed, "likelihood"), repeat), index)
-        denoiser = experiment.denoiser(params)
+        denoiser, condition = experiment.denoiser(params), _condition(experiment, label)
         if settings.dequantisation == "variational":
             x, log_q = dequantise(_flow(experiment).apply, flow, levels, image, rng.child(keys, 0))
         else:
@@ -263,6 +284,7 @@ def _compile(experiment: Experiment, params: Params, flow: Params) -> tuple[Call
             rng.child(keys, 1),
             rtol=settings.rtol,
             atol=settings.atol,
+            condition=condition,
             trace=settings.trace,
             probes=settings.probes,
         )
@@ -279,7 +301,7 @@ def _compile(experiment: Experiment, params: Params, flow: Params) -> tuple[Call
         def one_draw(number):
             own = rng.child(rng.child(keys, 2), number)
             t, factor = TIMES.draw(denoiser.sde, rng.child(own, 0), ())
-            return bound_terms(denoiser, x, None, rng.child(own, 1), t, factor)
+            return bound_terms(denoiser, x, condition, rng.child(own, 1), t, factor)
 
         terms = jax.tree.map(lambda each: jnp.mean(each, axis=0), jax.lax.map(one_draw, jnp.arange(draws)))
         scaled = {name: value / (dimensions * math.log(2)) for name, value in terms._asdict().items()}
@@ -290,12 +312,16 @@ def _compile(experiment: Experiment, params: Params, flow: Params) -> tuple[Call
     size = settings.batch_size
     image = jax.ShapeDtypeStruct((size, *experiment.source.shape), jnp.uint8)
     index, repeat = jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-    jitted = jax.jit(figures, in_shardings=(whole, whole, split, split, whole), out_shardings=split)
+    jitted = jax.jit(figures, in_shardings=(whole, whole, split, split, split, whole), out_shardings=split)
     start = time.perf_counter()
-    compiled = jitted.lower(params, flow, image, index, repeat).compile()
+    compiled = jitted.lower(params, flow, image, index, index, repeat).compile()
     seconds = time.perf_counter() - start
-    call = lambda image, index, repeat: compiled(params, flow, image, index.astype(np.int32), np.int32(repeat))
-    return lambda *arguments: jax.device_get(call(*arguments)), seconds
+
+    def call(image: Images, label: np.ndarray, index: np.ndarray, repeat: int) -> Arrays:
+        small = (label.astype(np.int32), index.astype(np.int32), np.int32(repeat))
+        return jax.device_get(compiled(params, flow, image, *small))
+
+    return call, seconds
 
 
 # --- variational dequantisation ------------------------------------------------------------------------------------
@@ -325,16 +351,17 @@ def _trained_flow(experiment: Experiment, step: int, model: Params, stop: StopRe
     )
     whole, split = replicated(experiment.mesh), by_batch(experiment.mesh)
     source = iterate(experiment.train_records, size, experiment.seed, jax.process_index(), jax.process_count())
-    width, dimensions = experiment.levels.width, _dimensions(experiment)
+    width = experiment.levels.width
+    fields = ("image", "label") if experiment.network.settings.classes else ("image",)
     trained = fit(
         jax.jit(lambda: init(new()), out_shardings=whole)(),
         jax.jit(fit_step, in_shardings=(whole, whole, split), out_shardings=whole, donate_argnums=0),
         model,
-        Prefetched(source, lambda batch: put_batch(experiment.mesh, {"image": batch["image"]})),
+        Prefetched(source, lambda batch: put_batch(experiment.mesh, {name: batch[name] for name in fields})),
         steps=settings.dequantiser_steps,
         path=unfinished,
         fingerprint=fingerprint,
-        bits=lambda loss: loss * dimensions / (dimensions * math.log(2)) - math.log2(width),
+        bits=lambda loss: loss / math.log(2) - math.log2(width),
         stop=stop,
     )
     if jax.process_index() == 0:

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int, Integer
 from score_sde import rng
 from score_sde.data.levels import Levels
 from score_sde.data.pipeline import Prefetched
+from score_sde.data.source import Batch
 from score_sde.denoiser import Denoiser
 from score_sde.errors import RunFailed
 from score_sde.losses.bound import bound_terms
@@ -63,23 +64,24 @@ def dequantise(draw: Draw, params: Params, levels: Levels, image: Images, keys: 
 
 def make_fit_step(
     denoiser: Callable[[Any], Denoiser], draw: Draw, levels: Levels, learning_rate: float, seed: int
-) -> tuple[Callable[[Params], FitState], Callable[[FitState, Any, Images], FitState]]:
-    """(init: flow parameters -> state, step: (state, model parameters, image) -> state), both to be compiled."""
+) -> tuple[Callable[[Params], FitState], Callable[[FitState, Any, Batch], FitState]]:
+    """(init: flow parameters -> state, step: (state, model parameters, batch) -> state), both to be compiled."""
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate))
 
     def init(params: Params) -> FitState:
         return FitState(jnp.zeros((), jnp.int32), params, optimiser.init(params), jnp.zeros(()))
 
-    def mean_loss(params: Params, model: Any, image: Images, step: Int[Array, ""]) -> Float[Array, ""]:
+    def mean_loss(params: Params, model: Any, batch: Batch, step: Int[Array, ""]) -> Float[Array, ""]:
+        image, condition = batch["image"], {"label": batch["label"]} if "label" in batch else None
         keys = rng.for_samples(rng.at_step(rng.stream(seed, "dequantiser"), step), jnp.arange(len(image)))
         x, log_q = dequantise(draw, params, levels, image, rng.child(keys, 0))
         bound_of = denoiser(model)
         t, factor = TIMES.draw(bound_of.sde, rng.child(keys, 1), ())
-        terms = bound_terms(bound_of, x, None, rng.child(keys, 2), t, factor)
+        terms = bound_terms(bound_of, x, condition, rng.child(keys, 2), t, factor)
         return jnp.mean(sum(terms) + log_q) / math.prod(image.shape[1:])
 
-    def step(state: FitState, model: Any, image: Images) -> FitState:
-        loss, gradient = jax.value_and_grad(mean_loss)(state.params, model, image, state.step)
+    def step(state: FitState, model: Any, batch: Batch) -> FitState:
+        loss, gradient = jax.value_and_grad(mean_loss)(state.params, model, batch, state.step)
         updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
         return FitState(state.step + 1, optax.apply_updates(state.params, updates), optimiser_state, state.loss + loss)
 
@@ -88,7 +90,7 @@ def make_fit_step(
 
 def fit(
     state: FitState,
-    step: Callable[[FitState, Any, Images], FitState],
+    step: Callable[[FitState, Any, Batch], FitState],
     model: Any,
     batches: Prefetched,
     *,
@@ -113,7 +115,7 @@ def fit(
             if stop.requested:
                 _save(state, batches, path, fingerprint)
                 raise Interrupted(stop.requested)
-            state = step(state, model, next(batches)["image"])
+            state = step(state, model, next(batches))
             done += 1
             progress.advance()
             if done % LOG_EVERY == 0 or done == steps:
