@@ -92,10 +92,13 @@ def _compute(
         out_shardings=split,
     )
 
+    abstract = jax.ShapeDtypeStruct((size, *items.shape[1:]), items.dtype)
+    compiled = jitted.lower(params, abstract, jax.ShapeDtypeStruct((size,), np.int32)).compile()
+
     def compute(number: int) -> Arrays:
         index = np.arange(number * size, (number + 1) * size, dtype=np.int32)
         start = time.perf_counter()
-        result = jax.device_get(jitted(params, items[index % count], index))
+        result = jax.device_get(compiled(params, items[index % count], index))
         return {**result, "seconds": np.float64(time.perf_counter() - start)}
 
     folder = experiment.workdir.samples / f".{task}"

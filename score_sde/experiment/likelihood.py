@@ -48,7 +48,7 @@ Images = Integer[np.ndarray, "n height width channels"]
 
 
 class Scored(NamedTuple):
-    """The images to score; what each is called; and its label, `NO_LABEL` where it has none or the network takes none."""
+    """The images to score; what each is called; its label, `NO_LABEL` where it has none or the network takes none."""
 
     images: Images
     names: list[str]
@@ -267,7 +267,7 @@ def _batches(
 
 
 def _compile(experiment: Experiment, params: Params, flow: Params) -> tuple[Callable[..., Arrays], float]:
-    """(image, label, index, repeat) -> the figures of one batch, as in the module; and the seconds that compiling took."""
+    """(image, label, index, repeat) -> the figures of one batch, as in the module; and the seconds of compiling."""
     settings, levels, dimensions = experiment.likelihood, experiment.levels, _dimensions(experiment)
     draws = settings.bound_draws if _has_bound(experiment) else 0
 
