@@ -29,6 +29,10 @@ class Digits:
     def classes(self) -> int:
         return 10
 
+    @property
+    def range(self) -> tuple[float, float]:
+        return (-1.0, 1.0)
+
     def split(self, name: str) -> Records:
         """ "train" or "test", with fields `image` and `label`."""
         from sklearn.datasets import load_digits  # slow to import, and needed by this source alone

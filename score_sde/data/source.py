@@ -26,8 +26,8 @@ class Records:
 class Source(Protocol):
     """A row of `data.SOURCES`: a frozen dataclass of settings.
 
-    shape: of one sample, (height, width, channels). levels: how many values a pixel takes. classes: how many labels
-    there are, 0 where there is no field `label`.
+    shape: of one sample, (height, width, channels). levels: how many values a pixel takes. range: (low, high) that the
+    levels are scaled to, see `data.levels`. classes: how many labels there are, 0 where there is no field `label`.
     """
 
     @property
@@ -38,6 +38,9 @@ class Source(Protocol):
 
     @property
     def classes(self) -> int: ...
+
+    @property
+    def range(self) -> tuple[float, float]: ...
 
     def split(self, name: str) -> Records:
         """The records of "train" or "test"; the same ones at every call, on every machine."""

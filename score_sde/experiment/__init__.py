@@ -24,7 +24,7 @@ MODES: dict[str, Mode] = {
     "train": Mode(train.run, False, train.check),
     "sample": Mode(sample.run, True),
     "evaluate": Mode(evaluate.run, True, evaluate.check),
-    "likelihood": Mode(likelihood.run, True, Experiment.check_likelihood),
+    "likelihood": Mode(likelihood.run, True, likelihood.check),
     "all": Mode(all_modes.run, False, all_modes.check),
 }
 

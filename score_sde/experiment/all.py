@@ -8,7 +8,7 @@ from score_sde.training.interrupt import StopRequest
 def check(experiment: Experiment) -> None:
     """Raises UserError where one of the modes would."""
     train.check(experiment)
-    experiment.check_likelihood()
+    likelihood.check(experiment)
     evaluate.check(experiment)
 
 

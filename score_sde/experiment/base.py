@@ -20,6 +20,7 @@ from score_sde.distributed.mesh import replicated
 from score_sde.errors import Checks, UserError
 from score_sde.evaluation.metrics import METRICS
 from score_sde.experiment.workdir import Workdir
+from score_sde.likelihood import check_trace
 from score_sde.losses import Bound, Objective, Times, Weighting
 from score_sde.models import Network
 from score_sde.samplers import Sampler
@@ -31,18 +32,26 @@ from score_sde.training.state import TrainState
 from score_sde.typing import Params
 from score_sde.writers import say
 
+TASKS = ("generate", "reconstruct", "interpolate")
+DEQUANTISATIONS = ("uniform", "variational")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """samplers: which to run, each a name in `config.samplers` or of a solver. num_samples: of each.
 
     batch_size: how many are computed together; a sample is the same in any batch. seed: of the samples' noise.
+    task: "generate" with the samplers; "reconstruct", which encodes num_samples test images by the probability-flow
+    ODE and decodes them; or "interpolate" in interpolation_steps from the first to the second of num_samples pairs of
+    test images, between their encodings. The ODE's tolerances are those of the section `likelihood`.
     """
 
     samplers: tuple[str, ...] = ("pc", "ode", "ddim")
     num_samples: int = 64
     batch_size: int = 64
     seed: int = 0
+    task: str = "generate"
+    interpolation_steps: int = 8
 
     def __post_init__(self) -> None:
         with Checks() as check:
@@ -51,25 +60,47 @@ class Sampling:
             check.that(self.seed in rng.SEEDS, f"seed must lie in [0, 2**32), not {self.seed}")
             once = len(set(self.samplers)) == len(self.samplers) > 0
             check.that(once, f"samplers must name at least one sampler, each once, not {self.samplers}")
+            check.name("task", self.task, TASKS)
+            steps = self.interpolation_steps
+            check.that(2 <= steps <= 1000, f"interpolation_steps must lie in [2, 1000], not {steps}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Likelihood:
-    """rtol, atol: of the ODE. repeats: dequantisation and probe draws per image. noise_images: how many images of
-    pure noise are scored for comparison."""
+    """data: "test", "train", or a folder of PNG and JPEG images of the source's size.
 
+    rtol, atol: of the ODE. trace, probes: how the divergence is found, see `likelihood`. repeats: dequantisation and
+    probe draws per image. bound_draws: times and noises per repeat for the evidence bound, 0 for none. noise_images:
+    how many images of pure noise are scored for comparison.
+
+    dequantisation: "uniform", or "variational": a flow (`models.dequantiser`) of `dequantiser_channels`, trained for
+    `dequantiser_steps` of Adam on the finished model, with batches of training.batch_size.
+    """
+
+    data: str = "test"
     batch_size: int = 128
     rtol: float = 1e-4
     atol: float = 1e-4
+    trace: str = "rademacher"
+    probes: int = 1
     repeats: int = 1
+    bound_draws: int = 1
     noise_images: int = 64
+    dequantisation: str = "uniform"
+    dequantiser_steps: int = 2000
+    dequantiser_learning_rate: float = 1e-3
+    dequantiser_channels: int = 32
 
     def __post_init__(self) -> None:
         with Checks() as check:
-            for name in ("batch_size", "repeats", "noise_images"):
+            for name in ("batch_size", "repeats", "noise_images", "dequantiser_steps", "dequantiser_channels"):
                 check.that(1 <= getattr(self, name) <= 10**6, f"{name} must lie in [1, 1e6], not {getattr(self, name)}")
-            for name in ("rtol", "atol"):
+            for name in ("rtol", "atol", "dequantiser_learning_rate"):
                 check.that(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+            check.that(0 <= self.bound_draws <= 10**6, f"bound_draws must lie in [0, 1e6], not {self.bound_draws}")
+            check.name("dequantisation", self.dequantisation, DEQUANTISATIONS)
+            check.that(bool(self.data), "data must be test, train or a folder of images")
+            check_trace(self.trace, self.probes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +146,7 @@ class Experiment:
 
     @property
     def levels(self) -> Levels:
-        return Levels(self.source.levels)
+        return Levels(self.source.levels, *self.source.range)
 
     @functools.cached_property
     def train_records(self) -> Records:
@@ -166,11 +197,9 @@ class Experiment:
         if problems:
             raise UserError("config: " + "; ".join(dict.fromkeys(problems)))
 
-    def check_likelihood(self) -> None:
-        """Raises UserError where the process has no likelihood in this project."""
-        check_kind("--mode=likelihood, a part of --mode=all,", self.sde, SDE, "use --mode=train, then --mode=evaluate")
-
     def _check_sampling(self) -> None:
+        if self.sampling.task != "generate":
+            check_kind(f"sampling.task={self.sampling.task!r}", self.sde, SDE, "use 'generate'")
         if self.sampling_sde != self.sde:
             self.sampling_sde.check_float32()
             check_levels(self.sampling_sde, self.sde)

@@ -29,7 +29,7 @@ def check(experiment: Experiment) -> None:
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """Samples first where samples of the newest checkpoint are missing."""
-    sample.run(experiment, stop)
+    sample.generate(experiment, stop)
     experiment, step, _ = experiment.restore()
     levels = experiment.source.levels
     size = experiment.sampling.num_samples
@@ -38,7 +38,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
     images = {"noise": as_unit(noise, levels)}
     for name in experiment.samplers:
         arrays = sample.read(experiment, name, sample.record_of(experiment, step, name))
-        assert arrays is not None  # made, or found, by sample.run above
+        assert arrays is not None  # made, or found, by sample.generate above
         finite = np.isfinite(arrays["samples"]).reshape(size, -1).all(axis=1)  # failed samples are no images
         images[name] = as_unit(arrays["image"][finite], levels)
     scores: dict[str, Any] = {}

@@ -33,6 +33,7 @@ def write(experiment: Experiment, step: int) -> None:
     html = page.render(
         summary=summary,
         figure=_figure,
+        likelihood_title=likelihood.title,
         pictures=_pictures(experiment, step),
         curve=_loss_curve(experiment.workdir.path / "metrics.jsonl"),
         command=experiment.command,
@@ -58,8 +59,8 @@ def table(summary: dict[str, Any]) -> str:
     bits = summary["likelihood"]
     if bits:
         lines.append(
-            f"bits/dim: test {bits['test']['bits_per_dim']:.3f} ± {bits['test']['standard_error']:.3f}, "
-            f"noise {bits['noise']['bits_per_dim']:.2f}, uniform over the levels {bits['uniform']:.3f}"
+            f"likelihood: {likelihood.line(bits)}; pure noise {bits['noise']['bits_per_dim']:.2f}, "
+            f"uniform over the levels {bits['uniform']:.3f}"
         )
     return "\n".join(lines)
 
@@ -88,7 +89,7 @@ def _summary(experiment: Experiment, step: int) -> dict[str, Any]:
         )
     rows.append({"name": "real", "title": "real test data", "scores": scores("real")})
     rows.append({"name": "noise", "title": "pure noise", "scores": scores("noise")})
-    bits = likelihood.read(experiment, experiment.fingerprint(step, experiment.likelihood))
+    bits = likelihood.read(experiment, step)
     titles = {name: {"title": metric["title"], "better": metric["better"]} for name, metric in metrics.items()}
     return {
         "step": step,

@@ -1,4 +1,4 @@
-"""--mode=sample: samples from the newest checkpoint with each configured sampler.
+"""--mode=sample: samples from the newest checkpoint with each configured sampler; other tasks are in `encode`.
 
 `samples/NAME.npz` holds `samples` (float32, the solver's output), `image` (uint8 levels), `evaluations` (int32, network
 evaluations spent on each) and the record of how they were made; `samples/NAME.png` the first of them as a grid.
@@ -13,6 +13,7 @@ import numpy as np
 
 from score_sde import rng
 from score_sde.distributed.mesh import by_batch, replicated
+from score_sde.experiment import encode
 from score_sde.experiment.base import Experiment, sample_indices
 from score_sde.experiment.batches import Arrays, discard, run_batches
 from score_sde.experiment.pictures import grid, write_png
@@ -25,6 +26,11 @@ GRID_IMAGES = 100
 
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
+    """The task that `sampling.task` names."""
+    (generate if experiment.sampling.task == "generate" else encode.run)(experiment, stop)
+
+
+def generate(experiment: Experiment, stop: StopRequest) -> None:
     """Runs the samplers that have not been run on this checkpoint; reuses the results of those that have."""
     experiment, step, params = experiment.restore()
     for name, sampler in experiment.samplers.items():

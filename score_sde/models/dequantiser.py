@@ -6,7 +6,7 @@ For data with integer levels k and any q,
 
 which is uniform dequantisation's bound where q = 1, and tight where q is the model's posterior of u (Ho et al. 2019,
 sec. 3.1; for diffusion models Song, Durkan, Murray & Ermon 2021, "Maximum likelihood training of score-based diffusion
-models"). With x = 2 (k + u)/levels − 1 this is `likelihood.bits_per_dim(log p_X(x) − log q, D, levels)`.
+models"). With x = low + w (k + u) this is `likelihood.bits_per_dim(log p_X(x) − log q, D, w)`.
 
 From e to u, with σ the logistic function and each step's log-derivative beside it:
 

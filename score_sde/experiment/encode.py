@@ -1,0 +1,164 @@
+"""--mode=sample with sampling.task "reconstruct" or "interpolate": test images encoded by the ODE, and decoded.
+
+`samples/reconstruct.npz` holds, for each image, `original` and `image` (levels, before and after), `x` and `samples`
+(the dequantised values, before and after), `error` (the largest difference of the two), `latent` and `evaluations`;
+`samples/reconstruct.png` shows originals above reconstructions.
+
+`samples/interpolate.npz` holds, for each pair 2i, 2i + 1 of test images, `original` (pairs, 2, …), `samples` and
+`image` (pairs, steps, …) along the arc between the two latents, its ends included, and `share` (steps,);
+`samples/interpolate.png` has one row a pair. A network with classes is asked without a label.
+"""
+
+import json
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_sde import rng
+from score_sde.distributed.mesh import by_batch, replicated
+from score_sde.experiment.base import Experiment
+from score_sde.experiment.batches import Arrays, discard, run_batches
+from score_sde.experiment.pictures import grid, write_png
+from score_sde.likelihood import decode, encode, slerp
+from score_sde.training.interrupt import StopRequest
+from score_sde.typing import Params
+from score_sde.writers import read_arrays, say, write_arrays
+
+SHOWN = 10  # rows of interpolations, or columns of reconstructions
+
+
+def run(experiment: Experiment, stop: StopRequest) -> None:
+    """Does the task of `sampling.task`, unless it is done for this checkpoint."""
+    experiment, step, params = experiment.restore()
+    sampling, likelihood, task = experiment.sampling, experiment.likelihood, experiment.sampling.task
+    per_item = 2 if task == "interpolate" else 1
+    images = experiment.test_records.arrays["image"]
+    count = min(sampling.num_samples, len(images) // per_item)
+    record: dict[str, Any] = {
+        "task": task,
+        "step": step,
+        "num_samples": count,
+        "batch_size": sampling.batch_size,
+        "seed": sampling.seed,
+        "rtol": likelihood.rtol,
+        "atol": likelihood.atol,
+    }
+    if task == "interpolate":
+        record["interpolation_steps"] = sampling.interpolation_steps
+    record["fingerprint"] = experiment.fingerprint(step, record)
+    path = experiment.workdir.samples / f"{task}.npz"
+    stored = read_arrays(path)
+    if stored is not None and str(stored.get("record")) == json.dumps(record):
+        say(f"sample: {task} is done")
+        return
+    items = images[: per_item * count].reshape(count, per_item, *images.shape[1:])
+    arrays = _compute(experiment, params, items, record, stop)
+    failed = int(arrays.pop("failed").sum())
+    if failed:
+        say(f"sample: {failed} of {count} of {task} failed: the integration did not reach its tolerance")
+    share = {"share": _shares(experiment)} if task == "interpolate" else {}
+    if jax.process_index() == 0:
+        write_png(path.with_suffix(".png"), _picture(experiment, arrays))
+        write_arrays(path, arrays | share | {"record": np.asarray(json.dumps(record)), "failed": np.int64(failed)})
+    discard(experiment.workdir.samples / f".{task}")
+    say(_line(task, count, arrays))
+
+
+def _line(task: str, count: int, arrays: Arrays) -> str:
+    about = f"{arrays['evaluations'].mean():.0f} evaluations each, {arrays['seconds']:.1f} s"
+    if task == "interpolate":
+        return f"sample: interpolate: {count} pairs, {about}"
+    finite = arrays["error"][np.isfinite(arrays["error"])]
+    worst = f"{finite.max():.2g}" if len(finite) else "unknown"
+    return f"sample: reconstruct: {count} images, largest error {worst}, {about}"
+
+
+def _shares(experiment: Experiment) -> np.ndarray:
+    return np.linspace(0, 1, experiment.sampling.interpolation_steps, dtype=np.float32)
+
+
+def _compute(
+    experiment: Experiment, params: Params, items: np.ndarray, record: dict[str, Any], stop: StopRequest
+) -> Arrays:
+    size, count, task = experiment.sampling.batch_size, len(items), experiment.sampling.task
+    whole, split = replicated(experiment.mesh), by_batch(experiment.mesh)
+    function = _interpolate if task == "interpolate" else _reconstruct
+    jitted = jax.jit(
+        lambda params, levels, index: function(experiment, params, levels, index),
+        in_shardings=(whole, split, split),
+        out_shardings=split,
+    )
+
+    abstract = jax.ShapeDtypeStruct((size, *items.shape[1:]), items.dtype)
+    compiled = jitted.lower(params, abstract, jax.ShapeDtypeStruct((size,), np.int32)).compile()
+
+    def compute(number: int) -> Arrays:
+        index = np.arange(number * size, (number + 1) * size, dtype=np.int32)
+        start = time.perf_counter()
+        result = jax.device_get(compiled(params, items[index % count], index))
+        return {**result, "seconds": np.float64(time.perf_counter() - start)}
+
+    folder = experiment.workdir.samples / f".{task}"
+    parts = run_batches(f"sample {task}", folder, record["fingerprint"], -(-count // size), compute, stop)
+    seconds = np.float64(sum(part.pop("seconds") for part in parts))
+    joined = {key: np.concatenate([part[key] for part in parts])[:count] for key in parts[0]}
+    return {**joined, "seconds": seconds}
+
+
+def _reconstruct(experiment: Experiment, params: Params, items: jax.Array, index: jax.Array) -> dict[str, jax.Array]:
+    original, denoiser, tolerance = items[:, 0], experiment.denoiser(params), _tolerance(experiment)
+    x = experiment.levels.dequantise(original, rng.child(_keys(experiment, index), 0))
+    there = encode(denoiser, x, **tolerance)
+    back = decode(denoiser, there.x, **tolerance)
+    return {
+        "original": original,
+        "x": x,
+        "latent": there.x,
+        "samples": back.x,
+        "image": experiment.levels.quantise(back.x),
+        "error": jnp.max(jnp.abs(back.x - x), axis=tuple(range(1, x.ndim))),
+        "evaluations": there.evaluations + back.evaluations,
+        "failed": there.failed | back.failed,
+    }
+
+
+def _interpolate(experiment: Experiment, params: Params, items: jax.Array, index: jax.Array) -> dict[str, jax.Array]:
+    denoiser, tolerance, keys = experiment.denoiser(params), _tolerance(experiment), _keys(experiment, index)
+    pairs, shape, shares = len(items), items.shape[2:], jnp.asarray(_shares(experiment))
+    ends = jnp.stack([experiment.levels.dequantise(items[:, n], rng.child(keys, n)) for n in (0, 1)], axis=1)
+    there = encode(denoiser, ends.reshape(2 * pairs, *shape), **tolerance)
+    latent = there.x.reshape(pairs, 2, *shape)
+    arc = lambda share: slerp(latent[:, 0], latent[:, 1], jnp.broadcast_to(share, pairs))
+    path = jnp.moveaxis(jax.vmap(arc)(shares), 0, 1)
+    back = decode(denoiser, path.reshape(pairs * len(shares), *shape), **tolerance)
+    spent = there.evaluations.reshape(pairs, -1).sum(axis=1) + back.evaluations.reshape(pairs, -1).sum(axis=1)
+    return {
+        "original": items,
+        "latent": latent,
+        "samples": back.x.reshape(path.shape),
+        "image": experiment.levels.quantise(back.x).reshape(path.shape),
+        "evaluations": spent,
+        "failed": there.failed.reshape(pairs, -1).any(axis=1) | back.failed.reshape(pairs, -1).any(axis=1),
+    }
+
+
+def _tolerance(experiment: Experiment) -> dict[str, float]:
+    return {"rtol": experiment.likelihood.rtol, "atol": experiment.likelihood.atol}
+
+
+def _keys(experiment: Experiment, index: jax.Array) -> jax.Array:
+    return rng.for_samples(rng.stream(experiment.sampling.seed, experiment.sampling.task), index)
+
+
+def _picture(experiment: Experiment, arrays: Arrays) -> np.ndarray:
+    if experiment.sampling.task == "interpolate":
+        shown = arrays["image"][:SHOWN]
+        columns = shown.shape[1]
+        shown = shown.reshape(-1, *shown.shape[2:])
+    else:
+        columns = min(SHOWN, len(arrays["image"]))
+        shown = np.concatenate([arrays["original"][:columns], arrays["image"][:columns]])
+    return grid(experiment.to_uint8(shown), columns=columns)
