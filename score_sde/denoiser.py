@@ -102,15 +102,27 @@ class Denoiser:
         """dα/dt D + dσ/dt ε̂, the velocity of the probability-flow ODE. Finite where α_T = 0."""
         return self.predict("velocity", x_t, t, condition)
 
+    def data_and_noise(self, x_t: Data, t: Time, condition: Condition = None) -> tuple[Data, Data]:
+        """D and ε̂ from one evaluation, each converted from the function's own output.
+
+        One from the other would lose the digits of D at large noise (where α_T = 0, all), or those of ε̂ at small.
+        """
+        data, noise = self._predict(("x_0", "epsilon"), x_t, t, condition)
+        return data, noise
+
     def predict(self, prediction: str, x_t: Data, t: Time, condition: Condition = None) -> Data:
         """Any row of `PREDICTIONS`, from one evaluation of `function`."""
+        return self._predict((prediction,), x_t, t, condition)[0]
+
+    def _predict(self, names: tuple[str, ...], x_t: Data, t: Time, condition: Condition) -> list[Data]:
         if self.trained_on is None:
-            return self.convert(self.function(x_t, t, condition), self.prediction, prediction, x_t, t)
+            value = self.function(x_t, t, condition)
+            return [self.convert(value, self.prediction, name, x_t, t) for name in names]
         trained_t = self.trained_on.time_of_log_snr(self.sde.log_snr(t))
         scale = expand(self.trained_on.alpha(trained_t) / self.sde.alpha(t), x_t)
         value = self.function(scale * x_t, trained_t, condition)
         source = PREDICTIONS[self.prediction](self.trained_on, trained_t, self.sigma_data)
-        return self._combine(value, source, PREDICTIONS[prediction](self.sde, t, self.sigma_data), x_t, t)
+        return [self._combine(value, source, PREDICTIONS[name](self.sde, t, self.sigma_data), x_t, t) for name in names]
 
     def convert(self, value: Data, source: str, target: str, x_t: Data, t: Time) -> Data:
         """Prediction `target` from the value of prediction `source` at x_t, both of `sde`. See the module."""

@@ -9,11 +9,11 @@ import pytest
 
 from score_sde.denoiser import INPUT_SCALES, NOISE_CONDITIONS, PREDICTIONS, Denoiser, Parameterisation
 from score_sde.errors import UserError
-from score_sde.sde import PROCESSES
+from score_sde.sde import DDPM, PROCESSES, SMLD, Options, RectifiedFlow
 from tests import oracles
+from tests.tables import ENDING, PLAIN, over, plain_process
 
-NAMES = sorted(PROCESSES)
-process = pytest.mark.parametrize("sde", [PROCESSES[name]() for name in NAMES], ids=NAMES)
+process = plain_process
 SIGMA_DATA = 0.6
 BATCH, SHAPE = 16, (2, 3)
 
@@ -186,7 +186,7 @@ def test_a_network_that_is_right_denoises_exactly(sde, prediction):
 
 
 def test_the_network_is_told_what_the_parameterisation_says():
-    """train, rng and parameters reach the network; the label is 999 t/T or log σ̄, the input is scaled or not."""
+    """train, rng and parameters reach the network; the input is scaled or not."""
     sde = PROCESSES["ve"]()
     t, x = jnp.asarray([0.25, 0.75]), jnp.ones((2, 3))
     seen = {}
@@ -198,13 +198,39 @@ def test_the_network_is_told_what_the_parameterisation_says():
     key = jax.random.key(0)
     Parameterisation(noise_condition="time").denoiser(sde, network, 5, train=True, rng=key)(x, t, "c")
     assert (seen["params"], seen["condition"], seen["train"], seen["rng"]) == (5, "c", True, key)
-    np.testing.assert_allclose(seen["label"], [249.75, 749.25], rtol=1e-6)
     np.testing.assert_array_equal(seen["x"], x)
-    Parameterisation(noise_condition="log_sigma", input_scale="unit_variance").denoiser(sde, network, 5)(x, t)
+    Parameterisation(input_scale="unit_variance").denoiser(sde, network, 5)(x, t)
     level = 0.01 * 5000 ** np.array([0.25, 0.75])
-    np.testing.assert_allclose(seen["label"], np.log(level), rtol=1e-6)
     np.testing.assert_allclose(seen["x"][:, 0], 1 / np.sqrt(level**2 + 0.25), rtol=1e-6)
-    assert set(NOISE_CONDITIONS) == {"time", "log_sigma"}  # both rows are checked above
+
+
+# What each row of NOISE_CONDITIONS says at t = ¼ and ¾, by the paper's formula.
+QUARTERS = np.array([0.25, 0.75])
+LEVEL = 0.01 * 5000**QUARTERS  # σ̄ of VE and SMLD
+LABELS = {
+    "time": (PLAIN["ve"], 999 * QUARTERS),
+    "sigma": (PLAIN["ve"], LEVEL),
+    "log_sigma": (PLAIN["ve"], np.log(LEVEL)),
+    "edm": (PLAIN["edm"], np.log(QUARTERS) / 4),
+    "log_snr": (PLAIN["rectified_flow"], 2 * np.log((1 - QUARTERS) / QUARTERS)),
+    "step": (DDPM(steps=100, t_min=0.01), [24, 74]),
+}
+
+
+def test_every_noise_condition_is_tested():
+    assert set(LABELS) == set(NOISE_CONDITIONS)
+
+
+@pytest.mark.parametrize("name", sorted(LABELS))
+def test_noise_conditions_are_the_documented_ones(name):
+    sde, expected = LABELS[name]
+    label = NOISE_CONDITIONS[name](sde, jnp.asarray(QUARTERS, jnp.float32))
+    np.testing.assert_allclose(label, expected, rtol=1e-5)
+
+
+def test_steps_of_smld_are_numbered_from_the_largest():
+    label = NOISE_CONDITIONS["step"](SMLD(scales=101), jnp.asarray([0.0, 0.25, 1.0]))
+    np.testing.assert_allclose(label, [100, 75, 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("field", ["prediction", "noise_condition", "input_scale"])
@@ -217,3 +243,125 @@ def test_unknown_names_are_refused(field):
 def test_bad_sigma_data_is_refused(value):
     with pytest.raises(UserError, match="sigma_data"):
         Parameterisation(sigma_data=value)
+
+
+# --- pure noise ----------------------------------------------------------------------------------------------------
+
+
+@over(ENDING)
+def test_predictions_where_nothing_of_the_data_is_left(sde):
+    """At T, x_T = σ ε: x_0, v, velocity and edm still say what D is, and the velocity dα/dt D + dσ/dt ε is finite."""
+    with jax.enable_x64(True):
+        t = jnp.asarray([sde.T], jnp.float64)
+        x_0, epsilon = jnp.asarray([[0.3, -0.4]]), jnp.asarray([[1.2, -0.7]])
+        sigma, d_alpha, d_sigma = (c(t)[:, None] for c in (sde.sigma, sde.alpha_derivative, sde.sigma_derivative))
+        # a and b of the module's table at α = 0; of EDM's F, σ/(σ_d ρ) is 1/σ_d and −α σ_d/ρ is 0.
+        values = {
+            "x_0": x_0,
+            "v": -sigma * x_0,
+            "velocity": d_alpha * x_0 + d_sigma * epsilon,
+            "edm": x_0 / SIGMA_DATA,
+        }
+        denoiser = Denoiser(sde=sde, function=lambda x, t, condition: x, sigma_data=SIGMA_DATA)
+        for source, target in itertools.product(values, repeat=2):
+            converted = denoiser.convert(values[source], source, target, sigma * epsilon, t)
+            np.testing.assert_allclose(converted, values[target], rtol=1e-10, err_msg=f"{source} to {target}")
+        for source, value in values.items():
+            converted = denoiser.convert(value, source, "epsilon", sigma * epsilon, t)
+            np.testing.assert_allclose(converted, epsilon, rtol=1e-10, err_msg=source)
+
+
+@pytest.mark.parametrize("prediction", ["x_0", "v", "velocity", "edm"])
+def test_the_velocity_of_a_rectified_flow_is_finite_at_one(prediction):
+    """In float32, from a network's output; for a prediction of the velocity it is the output itself."""
+    parameterisation = Parameterisation(prediction=prediction)
+    sde = RectifiedFlow(T=1.0)
+    parameterisation.check(sde)
+    network = lambda params, x, noise_condition, condition, *, train, rng: 0.5 * x
+    x = jnp.asarray([[0.8, -1.5]])
+    velocity = parameterisation.denoiser(sde, network, {}).velocity(x, jnp.ones(1))
+    # x_0 = F, −F, x_1 − F, σ_d F in turn, at x_1 = ε; velocity ε − x_0.
+    factor = {"x_0": 0.5, "v": 1.5, "velocity": 0.5, "edm": 1 - 0.25}[prediction]
+    np.testing.assert_allclose(velocity, factor * x, rtol=1e-6)
+
+
+# --- another process than the training's ---------------------------------------------------------------------------
+
+# Processes whose noise levels lie within those of vp, 1e-3 … 152.
+OTHERS = {
+    "edm": PROCESSES["edm"](t_min=0.01, T=80.0),
+    "ve": PLAIN["ve"],
+    "rectified_flow": PROCESSES["rectified_flow"](t_min=0.01, T=0.99),
+    "cosine": PROCESSES["cosine"](t_min=0.01, T=0.99),
+    "vp, shifted": Options(shift=2.0).apply(PROCESSES["vp"](t_min=0.01, T=0.8)),
+}
+
+
+@pytest.mark.parametrize("source", ["x_0", "epsilon", "v", "velocity", "edm"])
+@over(OTHERS)
+def test_a_denoiser_serves_another_process(sde, source):
+    """Exact for a mixture on vp, as any prediction: then every prediction for the other process is exact too."""
+    trained, oracle = PLAIN["vp"], oracles.mixture([0.3, 0.7], [-0.6, 0.5], [0.15, 0.25], (2,))
+    exact = oracle.denoiser(trained)
+    function = lambda x_t, t, condition: exact.convert(exact.function(x_t, t, condition), "x_0", source, x_t, t)
+    denoiser = Denoiser(sde=trained, function=function, prediction=source, sigma_data=1.0).on(sde)
+    assert (denoiser.sde, denoiser.trained_on) == (sde, trained)
+    expected = oracle.denoiser(sde)
+    with jax.enable_x64(True):
+        t = sde.time_of_log_snr(jnp.linspace(sde.log_snr(jnp.asarray(sde.t_min)), sde.log_snr(jnp.asarray(sde.T)), 7))
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 2))) * (sde.alpha(t) + sde.sigma(t))[:, None]
+        both = lambda x, t: [[d.predict(name, x, t) for name in PREDICTIONS] for d in (denoiser, expected)]
+        served, wanted = jax.jit(both)(x, t)
+        size = 1 + jnp.abs(x)
+        slope = 1 + jnp.abs(sde.alpha_derivative(t)) + jnp.abs(sde.sigma_derivative(t))
+        levels = {"score": 1 / sde.sigma(t), "velocity": slope}
+    for name, one, other in zip(PREDICTIONS, served, wanted, strict=True):
+        # Relative to the state and to the prediction's own unit.
+        unit = np.asarray(size) * np.asarray(levels.get(name, np.ones(7)))[:, None]
+        assert np.max(np.abs(one - other) / unit) < 1e-10, name
+
+
+def test_on_another_process_and_back():
+    """Twice moved is moved once, and back is where it was."""
+    denoiser = oracles.gaussian(0.2, 0.5, (2,)).denoiser(PLAIN["vp"])
+    assert denoiser.on(OTHERS["edm"]).on(OTHERS["ve"]) == denoiser.on(OTHERS["ve"])
+    assert denoiser.on(OTHERS["edm"]).on(PLAIN["vp"]) == denoiser
+    assert denoiser.on(PLAIN["vp"]) == denoiser
+
+
+@pytest.mark.parametrize(
+    "sde",
+    [PROCESSES["edm"](t_min=1e-4), PROCESSES["edm"](T=200.0), RectifiedFlow(T=1.0), RectifiedFlow(t_min=1e-3)],
+    ids=["less noise", "more noise", "pure noise", "less, on the line"],
+)
+def test_noise_levels_beyond_the_trained_ones_are_refused(sde):
+    denoiser = oracles.gaussian(0.2, 0.5, (2,)).denoiser(PLAIN["vp"])
+    with pytest.raises(UserError, match=r"noise levels sigma/alpha.* must lie within those of the training's process"):
+        denoiser.on(sde)
+
+
+# --- what goes together --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "score"])
+def test_noise_cannot_be_predicted_from_pure_noise(prediction):
+    Parameterisation(prediction=prediction).check(RectifiedFlow())
+    with pytest.raises(UserError, match=f"prediction '{prediction}' says nothing of the data at T"):
+        Parameterisation(prediction=prediction).check(RectifiedFlow(T=1.0))
+
+
+@pytest.mark.parametrize("noise_condition", ["sigma", "log_sigma", "edm", "log_snr"])
+def test_labels_that_are_infinite_are_refused(noise_condition):
+    parameterisation = Parameterisation(prediction="v", noise_condition=noise_condition)
+    parameterisation.check(PLAIN["vp"])
+    with pytest.raises(UserError, match=f"noise_condition '{noise_condition}' is infinite at T"):
+        parameterisation.check(ENDING["vp-zero"])
+
+
+def test_steps_need_a_process_with_steps():
+    for name, sde in PLAIN.items():
+        if name in ("ddpm", "smld"):
+            Parameterisation(noise_condition="step").check(sde)
+        else:
+            with pytest.raises(UserError, match="needs a process with steps of its own"):
+                Parameterisation(noise_condition="step").check(sde)

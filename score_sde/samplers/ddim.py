@@ -66,8 +66,7 @@ class Ancestral(Solver):
 
 def _gaussian_step(denoiser: Denoiser, carry: Carry, t: Time, s: Time, key: Keys, eta: float) -> Carry:
     sde, x_t = denoiser.sde, carry.x
-    epsilon = denoiser.epsilon(x_t, t)
-    x_0 = denoiser.convert(epsilon, "epsilon", "x_0", x_t, t)
+    x_0, epsilon = denoiser.data_and_noise(x_t, t)
     alpha_s, sigma_s = sde.alpha(s), sde.sigma(s)
     _, transition_std = sde.transition_coefficients(s, t)
     ratio = eta * transition_std / sde.sigma(t)  # ν / σ_s

@@ -92,7 +92,7 @@ class Process(abc.ABC):
         return {}
 
     def bind(self, params: Any) -> Self:
-        """The process at learned parameters `params`."""
+        """The process at learned parameters `params`; at those of `init` where it is None."""
         return self
 
     def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -161,9 +161,10 @@ class SDE(Process):
 
     @property
     def ends_in_noise(self) -> bool:
-        """Whether α_T = 0: nothing of the data is left at T."""
+        """Whether α_T = 0: nothing of the data is left at T. Of a learned process at first, which is known ahead."""
+        process = self.bind(None) if self.learned else self
         with jax.ensure_compile_time_eval():
-            return float(self.alpha(jnp.asarray(self.T, jnp.float32))) == 0
+            return float(process.alpha(jnp.asarray(self.T, jnp.float32))) == 0
 
     @abc.abstractmethod
     def alpha(self, t: Times) -> Times:

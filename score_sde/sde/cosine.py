@@ -2,13 +2,15 @@ r"""Variance-preserving process with the cosine schedule of "Improved DDPM".
 
     φ(t) = (π/2) (t + s)/(1 + s),   α_t = cos φ(t) / cos φ(0),   σ_t² = 1 − α_t²
 
-With c = cos φ(0), and the distance to the end in place of φ near it,
+With c = cos φ(0), and the distance to the end in place of φ in the second half,
 
     α_t = sin((π/2)(1 − t)/(1 + s)) / c,   σ_t = √(sin(φ(t) − φ(0)) sin(φ(t) + φ(0))) / c
 
-with φ(t) − φ(0) = (π/2) t/(1 + s), neither of which cancels. At t = 1 no signal is left and f, g are infinite; the
-paper clips β of the last discrete steps. Here the process ends at T = 0.9946 (Lu et al. 2022, appendix D), before that
-happens; T = 1 is allowed.
+with φ(t) − φ(0) = (π/2) t/(1 + s), neither of which cancels. In the first half α is the cosine as it stands: its
+derivative, sin φ, is small there, and would be lost as the cosine of an angle near π/2.
+
+At t = 1 no signal is left and f, g are infinite; the paper clips β of the last discrete steps. Here the process ends at
+T = 0.9946 (Lu et al. 2022, appendix D), before that happens; T = 1 is allowed.
 
 Source: Nichol & Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, eq. 17.
 """
@@ -45,7 +47,8 @@ class Cosine(SDE):
         return math.pi / 2 / (1 + self.offset)
 
     def alpha(self, t: Times) -> Times:
-        return jnp.sin(self._rate * (1 - t)) / math.cos(self._rate * self.offset)
+        from_start, from_end = self._rate * (t + self.offset), self._rate * (1 - t)
+        return jnp.where(t < 0.5, jnp.cos(from_start), jnp.sin(from_end)) / math.cos(self._rate * self.offset)
 
     def sigma(self, t: Times) -> Times:
         product = jnp.sin(self._rate * t) * jnp.sin(self._rate * (t + 2 * self.offset))

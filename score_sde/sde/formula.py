@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -34,15 +35,25 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "sigmoid": jax.nn.sigmoid,
     "softplus": jax.nn.softplus,
 }
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    result = base**exponent
+    if isinstance(result, complex):  # of two constants; of arrays it is NaN
+        raise ValueError(f"{base} to the power {exponent} is not real")
+    return result
+
+
 _BINARY = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
+    ast.Pow: _power,
 }
 _UNARY = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 LONGEST = 1000
+DEEPEST = 100  # so that evaluating it inside of other programs stays far from Python's limit on recursion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,26 +87,29 @@ def _parse(text: str) -> ast.expr:
         body = ast.parse(text.strip(), mode="eval").body
         _check(body)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{text!r} is no formula in t: {error}") from error
+        raise UserError(f"{text!r} is no formula in t: {getattr(error, 'msg', error)}") from error
     return body
 
 
-def _check(node: ast.AST) -> None:
+def _check(node: ast.AST, depth: int = 0) -> None:
+    if depth > DEEPEST:
+        raise UserError(f"a formula is nested at most {DEEPEST} deep")
     match node:
         case ast.Constant(value=value) if isinstance(value, int | float) and not isinstance(value, bool):
-            if not math.isfinite(value):
-                raise UserError(f"{value} in a formula is not finite")
+            # An integer may have more digits than a float can hold, or than Python is willing to print.
+            if abs(value) > sys.float_info.max:
+                raise UserError("a number in a formula is too large to be finite")
         case ast.Name(id="t" | "pi"):
             pass
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-            _check(left)
-            _check(right)
+            _check(left, depth + 1)
+            _check(right, depth + 1)
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
-            _check(operand)
+            _check(operand, depth + 1)
         case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]):
             if name not in FUNCTIONS:
                 raise UserError(f"unknown function {name!r} in a formula ({closest(name, FUNCTIONS)})")
-            _check(argument)
+            _check(argument, depth + 1)
         case ast.Name(id=name):
             raise UserError(f"unknown name {name!r} in a formula; it may use t, pi and {', '.join(FUNCTIONS)}")
         case _:

@@ -39,7 +39,11 @@ class FromLogSNR(Scheduled):
             check.name("curve", self.curve, CURVES)
         try:
             with jax.ensure_compile_time_eval():
-                values = np.asarray(self.schedule(jnp.asarray(self._nodes(), jnp.float32)), np.float64)
+                times = jnp.asarray(self._nodes(), jnp.float32)
+                result = self.schedule(times)
+                if jnp.shape(result) != times.shape or jnp.asarray(result).dtype != times.dtype:
+                    raise TypeError("it must return as many numbers as it is given times, of the same type")
+                values = np.asarray(result, np.float64)
         except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
             raise UserError(f"function cannot be computed: {error}") from error
         if not np.all(np.isfinite(values)):

@@ -1,0 +1,104 @@
+"""The processes that the batteries run over, the times at which they look, and the coefficients there (cached)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_sde.sde import PROCESSES, SDE, Cosine, Options, RectifiedFlow, Trigonometric
+
+PLAIN: dict[str, SDE] = {name: PROCESSES[name]() for name in sorted(PROCESSES)}
+SHIFTED: dict[str, SDE] = {
+    f"{name}-shift": Options(shift=3.0).apply(PLAIN[name]) for name in ("vp", "subvp", "ve", "rectified_flow", "vdm")
+}
+ZERO_TERMINAL: dict[str, SDE] = {
+    f"{name}-zero": Options(zero_terminal_snr=True).apply(PLAIN[name]) for name in ("vp", "rectified_flow")
+} | {"cosine-shift-zero": Options(shift=3.0, zero_terminal_snr=True).apply(PLAIN["cosine"])}
+TO_ONE: dict[str, SDE] = {
+    "cosine-to-1": Cosine(T=1.0),
+    "rectified_flow-to-1": RectifiedFlow(T=1.0),
+    "trigonometric-to-1": Trigonometric(T=1.0),
+}
+ENDING = ZERO_TERMINAL | TO_ONE  # in pure noise, with infinities at T
+EVERY = PLAIN | SHIFTED | ENDING
+
+
+def over(processes: dict[str, SDE]):
+    """Runs a test over them, as its argument `sde`."""
+    return pytest.mark.parametrize("sde", processes.values(), ids=processes)
+
+
+every_process = over(EVERY)
+plain_process = over(PLAIN)
+
+COEFFICIENTS = ("alpha", "sigma", "drift_coefficient", "diffusion_coefficient", "sigma_bar")
+METHODS = (*COEFFICIENTS, "log_snr", "alpha_derivative", "sigma_derivative")
+COUNT = 401
+LAST = 1e-6  # how near to T, in its units, the times come
+LAST_MOMENTS = 3e-3  # in units of T, before a process made to end in pure noise does
+
+
+def times(sde: SDE) -> np.ndarray:
+    """Times of [t_min, T] that float32 holds exactly: evenly spaced, and crowded towards either end, both included.
+
+    T itself is left out of a process that ends in pure noise.
+    """
+    part = COUNT // 3
+    from_start = np.geomspace(max(sde.t_min, 1e-6), sde.T, part)
+    from_end = sde.T - np.geomspace(LAST * sde.T, 0.5 * (sde.T - sde.t_min), part)
+    even = np.linspace(sde.t_min, sde.T, COUNT - 2 * part)
+    t = np.unique(np.concatenate([from_start, from_end, even]).astype(np.float32))
+    return t[t < np.float32(sde.T)] if sde.ends_in_noise else t
+
+
+def compute(sde: SDE, t: np.ndarray, dtype: str, names=METHODS) -> dict[str, np.ndarray]:
+    """Coefficients at t, computed in `dtype` ("float32" or "float64"), as NumPy float64.
+
+    Each is a program of its own: one of all of them takes the compiler longer for processes that are made of others.
+    """
+    with jax.enable_x64(dtype == "float64"):
+        time = jnp.asarray(t, dtype)
+        values = {name: jax.jit(getattr(sde, name))(time) for name in names}
+        assert all(value.dtype == dtype for value in values.values())
+        return {name: np.asarray(value, np.float64) for name, value in values.items()}
+
+
+@functools.cache
+def table(sde: SDE, dtype: str) -> dict[str, np.ndarray]:
+    """Every coefficient at `times(sde)`, as `compute` gives it. Of processes that were not bound to parameters."""
+    return compute(sde, times(sde), dtype)
+
+
+def transitions(sde: SDE, s: np.ndarray, t: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """(a, G) from s to t, computed in `dtype`, as NumPy float64."""
+    with jax.enable_x64(dtype == "float64"):
+        scale, std = jax.jit(sde.transition_coefficients)(jnp.asarray(s, dtype), jnp.asarray(t, dtype))
+        assert scale.dtype == std.dtype == dtype
+        return np.asarray(scale, np.float64), np.asarray(std, np.float64)
+
+
+def even_in_log_snr(sde: SDE, count: int, lowest: float = -14.0) -> np.ndarray:
+    """Increasing float64 times from t_min, even in log_snr, to T or to where log_snr is `lowest`.
+
+    Along them every process changes at the same pace, whatever its time; e^{−14} of signal is less than any T keeps.
+    """
+    with jax.enable_x64(True):
+        ends = np.asarray(sde.log_snr(jnp.asarray([sde.t_min, sde.T], jnp.float64)))
+        inner = jnp.linspace(ends[0], max(ends[1], lowest), count, dtype=jnp.float64)
+        t = np.array(jax.jit(sde.time_of_log_snr)(inner))
+    t[0] = sde.t_min
+    if ends[1] >= lowest:
+        t[-1] = sde.T
+    return t
+
+
+def prior_mismatch(sde, mean, std):
+    """KL(p_T ‖ N(0, σ_T²)) in nats per dimension, for data N(mean, std²), from the signal-to-noise ratio at T.
+
+    p_T = N(α m, α² s² + σ²), so with R = α_T²/σ_T² it is ½ [R (s² + m²) − log(1 + R s²)].
+    """
+    at = compute(sde, np.asarray([sde.T]), "float64", ["alpha", "sigma"])
+    ratio = (at["alpha"][0] / at["sigma"][0]) ** 2
+    return 0.5 * (ratio * (std**2 + mean**2) - np.log1p(ratio * std**2))
