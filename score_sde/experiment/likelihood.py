@@ -187,7 +187,7 @@ def _condition(experiment: Experiment, label: jax.Array) -> Condition:
 
 
 def _fingerprint(experiment: Experiment, step: int, scored: Scored) -> str:
-    content = hashlib.sha256(np.ascontiguousarray(scored.images)).hexdigest()
+    content = hashlib.sha256(scored.images.tobytes()).hexdigest()
     return experiment.fingerprint(step, experiment.likelihood, content, scored.names)
 
 
@@ -297,12 +297,22 @@ def _compile(experiment: Experiment, params: Params, flow: Params) -> tuple[Call
             x, log_q = dequantise(_flow(experiment).apply, flow, levels, image, rng.child(keys, 0))
         else:
             x, log_q = levels.dequantise(image, rng.child(keys, 0)), jnp.zeros(len(image))
-        tolerance = {"rtol": settings.rtol, "atol": settings.atol}
+        result: Any
         if isinstance(denoiser, AugmentedDenoiser):
-            result = log_likelihood_bound(denoiser, x, rng.child(keys, 1), condition, **tolerance)
+            result = log_likelihood_bound(
+                denoiser, x, rng.child(keys, 1), condition, rtol=settings.rtol, atol=settings.atol
+            )
         else:
-            probing = {"trace": settings.trace, "probes": settings.probes}
-            result = log_likelihood(denoiser, x, rng.child(keys, 1), condition=condition, **tolerance, **probing)
+            result = log_likelihood(
+                denoiser,
+                x,
+                rng.child(keys, 1),
+                rtol=settings.rtol,
+                atol=settings.atol,
+                condition=condition,
+                trace=settings.trace,
+                probes=settings.probes,
+            )
         bits = bits_per_dim(result.log_prob - log_q, dimensions, levels.width)
         exact = {
             "bits_per_dim": jnp.where(result.failed, jnp.nan, bits),

@@ -9,10 +9,20 @@ from flax import nnx
 from score_sde.typing import Condition, Data, Params, PerSample
 
 
-class Settings(Protocol):
-    """What a row of `models.NETWORKS` is: a frozen dataclass of settings that builds an nnx module.
+class Builder(Protocol):
+    """A frozen dataclass of settings that builds an nnx module."""
 
-    The module is called as `module(x, noise_condition, condition, *, train, rng)`.
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises UserError where the module cannot take samples of `shape`."""
+
+    def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> Any:
+        """The module for samples of `shape`."""
+
+
+class Settings(Builder, Protocol):
+    """What a row of `models.NETWORKS` is.
+
+    Its module is called as `module(x, noise_condition, condition, *, train, rng)`.
     """
 
     @property
@@ -20,19 +30,13 @@ class Settings(Protocol):
         """How many labels the network takes; 0 where it takes none."""
         ...
 
-    def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raises UserError where the network cannot take samples of `shape`."""
 
-    def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> Any:
-        """The module for samples of `shape`."""
-
-
-def new_params(settings: Settings, shape: tuple[int, ...], key: jax.Array) -> Params:
+def new_params(settings: Builder, shape: tuple[int, ...], key: jax.Array) -> Params:
     """The parameters of a newly built module: a nested dict of float32 arrays. Traceable."""
     return nnx.to_pure_dict(nnx.state(settings.build(shape, nnx.Rngs(key)), nnx.Param))
 
 
-def with_params(settings: Settings, shape: tuple[int, ...], params: Params) -> Any:
+def with_params(settings: Builder, shape: tuple[int, ...], params: Params) -> Any:
     """The module with `params` in it; its own initial values are never computed."""
     abstract = nnx.eval_shape(lambda: settings.build(shape, nnx.Rngs(0)))
     definition, state = nnx.split(abstract)

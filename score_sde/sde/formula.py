@@ -44,14 +44,14 @@ def _power(base: Any, exponent: Any) -> Any:
     return result
 
 
-_BINARY = {
+_BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
     ast.Pow: _power,
 }
-_UNARY = {ast.UAdd: operator.pos, ast.USub: operator.neg}
+_UNARY: dict[type, Callable[[Any], Any]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 LONGEST = 1000
 DEEPEST = 100  # so that evaluating it inside of other programs stays far from Python's limit on recursion
 
@@ -118,7 +118,7 @@ def _check(node: ast.AST, depth: int = 0) -> None:
 
 def _evaluate(node: ast.expr, t: Times) -> Any:
     match node:
-        case ast.Constant(value=value):
+        case ast.Constant(value=int() | float() as value):
             return float(value)
         case ast.Name(id="t"):
             return t
