@@ -323,12 +323,17 @@ def _compile(experiment: Experiment, params: Params, flow: Params) -> tuple[Call
         if not draws:
             return exact
 
-        def one_draw(number):
-            own = rng.child(rng.child(keys, 2), number)
-            t, factor = TIMES.draw(denoiser.sde, rng.child(own, 0), ())
-            return bound_terms(denoiser, x, condition, rng.child(own, 1), t, factor)
+        # One spread of all times of the batch, draw after draw: those of one image are a draws-th of log_snr apart.
+        size = len(image)
+        own = rng.child(keys, 2)
+        times = TIMES.draw(denoiser.sde, own[jnp.arange(draws * size) % size], ())
+        t, factor = (each.reshape(draws, size) for each in times)
 
-        terms = jax.tree.map(lambda each: jnp.mean(each, axis=0), jax.lax.map(one_draw, jnp.arange(draws)))
+        def one_draw(arguments):
+            number, t, factor = arguments
+            return bound_terms(denoiser, x, condition, rng.child(own, 1 + number), t, factor)
+
+        terms = jax.tree.map(lambda each: jnp.mean(each, axis=0), jax.lax.map(one_draw, (jnp.arange(draws), t, factor)))
         scaled = {name: value / (dimensions * math.log(2)) for name, value in terms._asdict().items()}
         scaled["reconstruction"] += bits_per_dim(-log_q, dimensions, levels.width)
         return exact | scaled
