@@ -14,8 +14,8 @@ SHIFTED: dict[str, SDE] = {
     f"{name}-shift": Options(shift=3.0).apply(PLAIN[name]) for name in ("vp", "subvp", "ve", "rectified_flow", "vdm")
 }
 ZERO_TERMINAL: dict[str, SDE] = {
-    f"{name}-zero": Options(zero_terminal_snr=True).apply(PLAIN[name]) for name in ("vp", "rectified_flow")
-} | {"cosine-shift-zero": Options(shift=3.0, zero_terminal_snr=True).apply(PLAIN["cosine"])}
+    f"{name}-zero": Options(zero_terminal_snr=True).apply(PLAIN[name]) for name in ("vp", "cosine")
+} | {"rectified_flow-shift-zero": Options(shift=3.0, zero_terminal_snr=True).apply(PLAIN["rectified_flow"])}
 TO_ONE: dict[str, SDE] = {
     "cosine-to-1": Cosine(T=1.0),
     "rectified_flow-to-1": RectifiedFlow(T=1.0),

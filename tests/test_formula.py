@@ -134,7 +134,7 @@ def test_the_inverse_of_a_steep_and_then_flat_log_snr():
         np.testing.assert_allclose(sde.log_snr(t), levels, rtol=0, atol=1e-9)
         slope = jax.vmap(jax.grad(sde.time_of_log_snr))(levels[10:-10])
         direct = jax.vmap(jax.grad(sde.log_snr))(t[10:-10])
-    np.testing.assert_allclose(slope, 1 / direct, rtol=1e-6)  # the inverse's derivative
+        np.testing.assert_allclose(slope, 1 / direct, rtol=1e-6)  # the inverse's derivative
 
 
 def test_vp_from_its_log_snr_is_vp():
