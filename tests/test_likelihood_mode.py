@@ -85,6 +85,16 @@ class TestSplits:
             assert word in page
 
 
+@pytest.mark.parametrize("size", [1, 2, 16, 100, 128])
+def test_times_of_a_batch_that_is_not_full_are_spread(size):
+    """The first n of `size` places leave no gap of more than 3/n."""
+    order = mode._spread(size)
+    assert sorted(order) == list(range(size))
+    for n in range(1, size + 1):
+        gaps = np.diff(np.concatenate([sorted(order[:n] / size), [order[:n].min() / size + 1]]))
+        assert gaps.max() <= 3 / n
+
+
 class TestFolder:
     def test_images_draws_traces_and_flow(self, workdir, tmp_path, capsys):
         """Three draws each, through a dequantiser that is trained first and only once."""

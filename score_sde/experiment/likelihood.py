@@ -327,7 +327,8 @@ def _compile(experiment: Experiment, params: Params, flow: Params) -> tuple[Call
         size = len(image)
         own = rng.child(keys, 2)
         times = TIMES.draw(denoiser.sde, own[jnp.arange(draws * size) % size], ())
-        t, factor = (each.reshape(draws, size) for each in times)
+        rank = _spread(size)
+        t, factor = (each.reshape(draws, size)[:, rank] for each in times)
 
         def one_draw(arguments):
             number, t, factor = arguments
@@ -352,6 +353,14 @@ def _compile(experiment: Experiment, params: Params, flow: Params) -> tuple[Call
         return jax.device_get(compiled(params, flow, image, *small))
 
     return call, seconds
+
+
+def _spread(size: int) -> Integer[np.ndarray, "size"]:
+    """An order of 0 … size − 1 of which any beginning is spread evenly: multiples of the golden ratio, mod 1.
+
+    Of a batch that is filled up only the beginning counts.
+    """
+    return np.argsort(np.argsort(np.arange(size) * 0.5 * (math.sqrt(5) - 1) % 1))
 
 
 # --- variational dequantisation ------------------------------------------------------------------------------------
