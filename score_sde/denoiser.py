@@ -35,7 +35,7 @@ import jax.numpy as jnp
 
 from score_sde import augmented
 from score_sde.errors import Checks, UserError
-from score_sde.sde import CLD, SDE, Discrete, Process, check_kind, expand
+from score_sde.sde import CLD, SDE, Process, check_kind, expand
 from score_sde.typing import Condition, Data, NetworkApply, Params, PerSample, Time
 
 Coefficients = tuple[PerSample, PerSample]
@@ -62,7 +62,7 @@ NOISE_CONDITIONS: dict[str, Callable[[SDE, Time], PerSample]] = {
     "log_sigma": lambda sde, t: jnp.log(sde.sigma_bar(t)),  # score_sde's VE after it; suits a Fourier embedding
     "edm": lambda sde, t: 0.25 * jnp.log(sde.sigma_bar(t)),  # c_noise of Karras et al. 2022
     "log_snr": lambda sde, t: sde.log_snr(t),  # Kingma et al. 2021; Hoogeboom et al. 2023
-    "step": lambda sde, t: sde.step_label(t),  # type: ignore[attr-defined]  # of DDPM's and NCSN's chains
+    "step": lambda sde, t: sde.step_label(t),  # of DDPM's and NCSN's chains
 }
 
 INPUT_SCALES: dict[str, Callable[[SDE, Time, float], PerSample]] = {
@@ -198,7 +198,7 @@ class Parameterisation:
                     value = getattr(self, name)
                     check.that(value == only, f"{name} {value!r} is not for {sde.kind}, which have {only!r} alone")
                 return
-            steps = self.noise_condition != "step" or isinstance(sde, Discrete)
+            steps = self.noise_condition != "step" or sde.step_times is not None
             check.that(steps, "noise_condition 'step' needs a process with steps of its own (ddpm, smld)")
             if sde.ends_in_noise:
                 blind = self.prediction in ("epsilon", "score")

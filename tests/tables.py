@@ -12,7 +12,7 @@ from score_sde.sde import PROCESSES, SDE, Cosine, Options, RectifiedFlow, Trigon
 PLAIN: dict[str, SDE] = {name: PROCESSES[name]() for name in sorted(PROCESSES)}
 SHIFTED: dict[str, SDE] = {
     f"{name}-shift": Options(shift=3.0).apply(PLAIN[name]) for name in ("vp", "subvp", "ve", "rectified_flow", "vdm")
-}
+} | {f"{name}-small-shift": Options(shift=0.1).apply(PLAIN[name]) for name in ("vp", "rectified_flow")}
 ZERO_TERMINAL: dict[str, SDE] = {
     f"{name}-zero": Options(zero_terminal_snr=True).apply(PLAIN[name]) for name in ("vp", "cosine")
 } | {"rectified_flow-shift-zero": Options(shift=3.0, zero_terminal_snr=True).apply(PLAIN["rectified_flow"])}

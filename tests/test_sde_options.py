@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from score_sde.errors import UserError
-from score_sde.sde import VDM, VP, Cosine, Options, RectifiedFlow, Trigonometric
+from score_sde.sde import DDPM, VDM, VP, Cosine, Options, RectifiedFlow, Trigonometric
 from tests.tables import (
     EVERY,
     LAST,
@@ -29,8 +29,8 @@ def test_a_shift_multiplies_the_noise_level_by_s(sde):
     """σ̄ ← s σ̄, which is log_snr − 2 log s: "simple diffusion" with s = resolution/64."""
     t = times(sde)
     shifted, base = compute(sde, t, "float64", LEVELS), compute(sde.base, t, "float64", LEVELS)
-    np.testing.assert_allclose(shifted["sigma_bar"], 3 * base["sigma_bar"], rtol=1e-12)
-    np.testing.assert_allclose(shifted["log_snr"], base["log_snr"] - 2 * np.log(3), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(shifted["sigma_bar"], sde.shift * base["sigma_bar"], rtol=1e-12)
+    np.testing.assert_allclose(shifted["log_snr"], base["log_snr"] - 2 * np.log(sde.shift), rtol=1e-12, atol=1e-12)
 
 
 def test_the_shift_is_simple_diffusions():
@@ -136,3 +136,20 @@ def test_processes_may_end_at_one(cls):
     scale, std = transitions(sde, np.asarray([0.1, 0.9]), np.ones(2), "float32")
     np.testing.assert_array_equal(scale, 0)
     np.testing.assert_allclose(std, 1, rtol=1e-6)
+
+
+def test_a_chain_stays_one_under_the_options():
+    """Lin et al. 2024 train and sample DDPM's own steps at zero terminal SNR."""
+    for options in (Options(shift=2.0), Options(zero_terminal_snr=True)):
+        chain, plain = options.apply(DDPM(steps=50, t_min=0.02)), DDPM(steps=50, t_min=0.02)
+        np.testing.assert_array_equal(chain.step_times, plain.step_times)
+        t = jnp.asarray(plain.step_times, jnp.float32)
+        np.testing.assert_array_equal(chain.step_label(t), plain.step_label(t))
+    assert Options(shift=2.0).apply(VP()).step_times is None
+
+
+@pytest.mark.parametrize("sde", [RectifiedFlow(T=1.0), Options(zero_terminal_snr=True).apply(VP())], ids=["flow", "vp"])
+def test_from_the_end_to_itself_nothing_happens(sde):
+    end = jnp.asarray([sde.T], jnp.float32)
+    scale, std = sde.transition_coefficients(end, end)
+    np.testing.assert_array_equal([scale[0], std[0]], [1, 0])

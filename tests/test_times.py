@@ -360,3 +360,11 @@ def test_times_that_a_process_does_not_have():
 def test_bad_settings_are_refused(times, settings):
     with pytest.raises(UserError, match=f"{next(iter(settings))} must"):
         TIMES[times](**settings)
+
+
+def test_steps_stay_between_t_min_and_the_end():
+    sde = DDPM(steps=100, t_min=0.1, T=0.5)
+    t, _ = TIMES["steps"]()(sde, jnp.asarray(EVEN, jnp.float32), ())
+    np.testing.assert_allclose([t.min(), t.max(), len(np.unique(t))], [0.1, 0.5, 41], rtol=1e-6)
+    with pytest.raises(UserError, match=r"the process has none between t_min=0.101 and T=0.109"):
+        TIMES["steps"]().check(DDPM(steps=100, t_min=0.101, T=0.109))

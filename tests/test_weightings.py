@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_sde import rng
 from score_sde.denoiser import Denoiser
 from score_sde.errors import UserError
-from score_sde.losses import WEIGHTINGS
-from score_sde.sde import PROCESSES, Options
+from score_sde.losses import WEIGHTINGS, Denoising
+from score_sde.sde import PROCESSES, Options, RectifiedFlow
 from tests import levels
 
 NAMES = sorted(PROCESSES)
@@ -49,7 +50,8 @@ def test_each_is_its_papers(name):
         ours = jax.jit(lambda t: {key: weight(sde, t) for key, weight in weights.items()})(jnp.asarray(at.t))
     for key, values in ours.items():
         # float64; where σ is tiny, 1/σ² has lost half the digits.
-        np.testing.assert_allclose(values, levels.paper_weight(key, at, sde.T - sde.t_min), rtol=1e-7, err_msg=key)
+        of_epsilon = np.asarray(values) * levels.OF_EPSILON[WEIGHTINGS[key].of](at)
+        np.testing.assert_allclose(of_epsilon, levels.paper_weight(key, at, sde.T - sde.t_min), rtol=1e-7, err_msg=key)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +85,7 @@ def test_a_process_that_ends_in_noise(weighting):
     """Refused where the weight is infinite at T, finite where it is not refused."""
     sde = Options(zero_terminal_snr=True).apply(PROCESSES["vp"]())
     end = WEIGHTINGS[weighting]()(sde, jnp.asarray([sde.T], jnp.float32))
-    infinite = weighting in ("likelihood", "vlb", "v", "velocity", "edm", "sigmoid")
+    infinite = weighting in ("likelihood", "vlb", "sigmoid")
     assert bool(np.isfinite(end[0])) != infinite
     if infinite:
         with pytest.raises(UserError, match=f"'{weighting}' is infinite at T"):
@@ -106,3 +108,20 @@ def test_a_process_that_ends_in_noise(weighting):
 def test_bad_settings_are_refused(weighting, settings):
     with pytest.raises(UserError, match=rf"{next(iter(settings))} must be .* not"):
         WEIGHTINGS[weighting](**settings)
+
+
+@pytest.mark.parametrize("weighting", ["v", "velocity", "edm"])
+def test_the_network_is_trained_where_nothing_of_the_data_is_left(weighting):
+    """At T of a flow x_T = ε, and the best D is the data's mean: the loss at D = 0 is E P², P of the data alone.
+
+    v = −x_0 and the velocity ε − x_0 both err by |x_0|²; EDM's weight makes it |x_0|²/σ_d².
+    """
+    sde = RectifiedFlow(T=1.0)
+    x_0 = jnp.asarray(np.random.default_rng(0).normal(size=(8, 5)), jnp.float32)
+    denoiser = Denoiser(sde=sde, function=lambda x, t, condition: jnp.zeros_like(x), prediction="x_0")
+    keys, t = rng.for_samples(rng.stream(0, "end"), jnp.arange(8)), jnp.ones(8)
+    chosen = WEIGHTINGS[weighting]()
+    chosen.check(sde)
+    loss = Denoising()(denoiser, chosen, x_0, None, keys, t, t).total
+    expected = np.mean(np.asarray(x_0) ** 2, axis=1) / (0.25 if weighting == "edm" else 1)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)

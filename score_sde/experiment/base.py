@@ -21,7 +21,7 @@ from score_sde.errors import Checks, UserError
 from score_sde.evaluation.metrics import METRICS
 from score_sde.experiment.workdir import Workdir
 from score_sde.likelihood import check_trace
-from score_sde.losses import Bound, Objective, Times, Weighting
+from score_sde.losses import Bound, Objective, Sliced, Times, Weighting
 from score_sde.models import Network
 from score_sde.samplers import Sampler
 from score_sde.sde import SDE, Process, check_kind
@@ -210,6 +210,9 @@ class Experiment:
             weighting = self.config["weighting"]["name"]
             own = not bound or weighting == "vlb"
             check.that(own, f"'bound' is weighted by itself: set weighting.name to 'vlb', not {weighting!r}")
+            sliced = isinstance(self.objective, Sliced)
+            of_noise = not sliced or self.weighting.of == "epsilon"
+            check.that(of_noise, f"'sliced' needs a weighting of the noise's error, as 'sigma2' is, not {weighting!r}")
             if self.sde.learned:
                 times = self.config["times"]["name"]
                 check.that(bound, "a learned process is trained on the bound: set objective.name to 'bound'")

@@ -63,7 +63,7 @@ def bound_terms(
     start, end = (jnp.asarray(time, x.dtype) for time in (sde.t_min, sde.T))
     prior = 0.5 * jnp.exp(sde.log_snr(end)) * jnp.sum(x**2, axis=tuple(range(1, x.ndim)))
     rate = (sde.diffusion_coefficient(t) / sde.sigma(t)) ** 2
-    error = dimensions * squared_error(denoiser, x, condition, keys, t)
+    error = dimensions * squared_error(denoiser, "epsilon", x, condition, keys, t)
     diffusion = 0.5 * (sde.T - sde.t_min) * factor * rate * error
     reconstruction = 0.5 * dimensions * (math.log(2 * math.pi) + 1 - sde.log_snr(start))
     return BoundTerms(prior, diffusion, jnp.broadcast_to(reconstruction, diffusion.shape))

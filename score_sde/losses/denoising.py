@@ -1,9 +1,10 @@
 r"""Denoising score matching.
 
-    L = E_{t, x_0, ε}  w(t) · mean_d (ε̂(x_t, t) − ε)²,   x_t = α_t x_0 + σ_t ε
+    L = E_{t, x_0, ε}  w(t) · mean_d (P̂(x_t, t) − P)²,   x_t = α_t x_0 + σ_t ε,   P = a x_0 + b ε
 
-with w a weighting and t drawn as configured. At the steps of `ddpm` and `smld` (times "steps", weighting "sigma2") it
-is DDPM's simple loss and NCSN's loss, Σ_i σ_i² |score error|²/N.
+with w a weighting, P the prediction that it weights (ε for most), whatever the network predicts, and t drawn as
+configured. At the steps of `ddpm` and `smld` (times "steps", weighting "sigma2") it is DDPM's simple loss and NCSN's
+loss, Σ_i σ_i² |score error|²/N.
 
 Source: Vincent 2011; Ho et al. 2020, eq. 14; Song et al. 2021, eq. 7.
 """
@@ -13,9 +14,10 @@ import dataclasses
 import jax.numpy as jnp
 
 from score_sde import rng
-from score_sde.denoiser import Denoiser
+from score_sde.denoiser import PREDICTIONS, Denoiser
 from score_sde.losses.base import Loss, Objective
 from score_sde.losses.weightings import Weighting
+from score_sde.sde import expand
 from score_sde.typing import Condition, Data, Keys, PerSample, Time
 
 
@@ -33,13 +35,17 @@ class Denoising(Objective):
         t: Time,
         factor: PerSample,
     ) -> Loss:
-        loss = weighting(denoiser.sde, t) * squared_error(denoiser, x_0, condition, keys, t)
+        loss = weighting(denoiser.sde, t) * squared_error(denoiser, weighting.of, x_0, condition, keys, t)
         return Loss(factor * loss, loss)
 
 
-def squared_error(denoiser: Denoiser, x_0: Data, condition: Condition, keys: Keys, t: Time) -> PerSample:
-    """mean_d (ε̂ − ε)² of each sample, for one draw of ε."""
+def squared_error(
+    denoiser: Denoiser, prediction: str, x_0: Data, condition: Condition, keys: Keys, t: Time
+) -> PerSample:
+    """mean_d (P̂ − P)² of each sample, P a row of `denoiser.PREDICTIONS`, for one draw of ε."""
     noise = rng.normal(keys, x_0.shape[1:])
     mean, std = denoiser.sde.marginal(x_0, t)
-    error = denoiser.epsilon(mean + std * noise, t, condition) - noise
+    a, b = PREDICTIONS[prediction](denoiser.sde, t, denoiser.sigma_data)
+    target = expand(a, x_0) * x_0 + expand(b, x_0) * noise
+    error = denoiser.predict(prediction, mean + std * noise, t, condition) - target
     return jnp.mean(error**2, axis=tuple(range(1, x_0.ndim)))

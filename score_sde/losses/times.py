@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int
 
 from score_sde import rng
 from score_sde.errors import Checks, UserError
-from score_sde.sde import SDE, Discrete, Process, check_kind
+from score_sde.sde import SDE, Process, check_kind
 from score_sde.typing import Keys, PerSample, Time
 
 
@@ -226,11 +226,20 @@ class Steps(Distribution):
     """The steps of a discrete chain, all alike."""
 
     def check(self, sde: Process) -> None:
-        if not isinstance(sde, Discrete):
+        if not isinstance(sde, SDE) or sde.step_times is None:
             raise UserError("'steps' needs a process with steps of its own (ddpm, smld)")
+        if not len(_steps_within(sde)):
+            raise UserError(f"'steps': the process has none between t_min={sde.t_min} and T={sde.T}")
 
     def __call__(self, sde: SDE, u: PerSample, state: Any) -> tuple[Time, PerSample]:
-        assert isinstance(sde, Discrete)  # see `check`
-        times = jnp.asarray(sde.step_times, u.dtype)
+        times = jnp.asarray(_steps_within(sde), u.dtype)
         step = jnp.clip((u * len(times)).astype(jnp.int32), 0, len(times) - 1)
         return times[step], jnp.ones_like(u)
+
+
+def _steps_within(sde: SDE) -> Float[np.ndarray, "steps"]:
+    """The chain's times from t_min to T, which may leave some of it out."""
+    times = sde.step_times
+    assert times is not None  # see `Steps.check`
+    margin = 1e-6 * sde.T
+    return times[(times >= sde.t_min - margin) & (times <= sde.T + margin)]

@@ -1,27 +1,28 @@
-r"""Weightings w(t) of the squared error of ε̂.
+r"""Weightings w(t) of the squared error of a prediction P, which is ε for most.
 
-    L = E_t  w(t) · E mean_d (ε̂(x_t, t) − ε)²
+    L = E_t  w(t) · E mean_d (P̂(x_t, t) − P)²
 
-An error of ε̂ is one of the score, of x_0 and of the other predictions, at the same x_t:
+Errors of one prediction are errors of every other at the same x_t,
 
-    |ε̂ − ε|² = σ² |score error|² = SNR |x̂_0 − x_0|²,   SNR = e^{log_snr} = α²/σ²
+    |ε̂ − ε|² = σ² |score error|² = SNR |x̂_0 − x_0|² = α²/(α² + σ²)² |v̂ − v|²,   SNR = e^{log_snr} = α²/σ²
 
-so a weight is stated below for ε and, where the paper has it so, for another quantity. −log_snr' = g²/σ².
+so the choice of P is one of numbers: where α_T = 0 the error of ε vanishes at T, and v's does not. −log_snr' = g²/σ².
 
-    weighting      w(t)                          the paper's
-    sigma2         1                             λ(t) = σ² on the score (Song et al. 2021); DDPM's simple loss
-    likelihood     g²/σ²                         λ(t) = g² on the score (Song, Durkan, Murray & Ermon 2021)
-    vlb            ½ (T − t_min) g²/σ²           E over uniform t is the bound's diffusion term, in nats a dimension
-                                                 (Kingma et al. 2021, eq. 15)
-    v              (α² + σ²)²/α²                 1 on v: plain squared error of v (Salimans & Ho 2022, "SNR + 1" on x_0)
-    velocity       g⁴/(4 σ²)                     1 on the velocity, as in flow matching (Lipman et al. 2023)
-    edm            (σ̄² + σ_d²)/σ_d²              λ(σ̄) = (σ̄² + σ_d²)/(σ̄ σ_d)² on D (Karras et al. 2022)
-    min_snr        min(1, γ/SNR)                 min(SNR, γ) on x_0 (Hang et al. 2023)
-    soft_min_snr   γ/(SNR + γ)                   SNR γ/(SNR + γ) on x_0 (Crowson et al. 2024, "Hourglass Diffusion")
-    p2             (k + SNR)^{−γ}                on ε (Choi et al. 2022)
-    sigmoid        ½ (T − t_min) g²/σ² · sigmoid(b − log_snr)
-                                                 ½ (−log_snr') e^b sigmoid(log_snr − b) on x_0 (Kingma & Gao 2023;
-                                                 Hoogeboom et al. 2024, "Simpler Diffusion")
+    weighting      P         w(t)                          the paper's
+    sigma2         ε         1                             λ(t) = σ² on the score (Song et al. 2021); DDPM's simple loss
+    likelihood     ε         g²/σ²                         λ(t) = g² on the score (Song, Durkan, Murray & Ermon 2021)
+    vlb            ε         ½ (T − t_min) g²/σ²           E over uniform t is the bound's diffusion term, in nats a
+                                                           dimension (Kingma et al. 2021, eq. 15)
+    v              v         1                             the plain squared error of v (Salimans & Ho 2022, "SNR + 1")
+    velocity       velocity  1                             that of the velocity, flow matching (Lipman et al. 2023)
+    edm            v         (σ² + α² σ_d²)/(σ_d² (α² + σ²)²)
+                                                           λ(σ̄) = (σ̄² + σ_d²)/(σ̄ σ_d)² on D (Karras et al. 2022)
+    min_snr        ε         min(1, γ/SNR)                 min(SNR, γ) on x_0 (Hang et al. 2023)
+    soft_min_snr   ε         γ/(SNR + γ)                   SNR γ/(SNR + γ) on x_0 (Crowson et al. 2024, "Hourglass")
+    p2             ε         (k + SNR)^{−γ}                on ε (Choi et al. 2022)
+    sigmoid        ε         ½ (T − t_min) g²/σ² · sigmoid(b − log_snr)
+                                                           ½ (−log_snr') e^b sigmoid(log_snr − b) on x_0 (Kingma & Gao
+                                                           2023; Hoogeboom et al. 2024, "Simpler Diffusion")
 
 The first two are also for augmented processes, with ε̂_v, the noise of the velocity, and its σ.
 """
@@ -42,10 +43,11 @@ from score_sde.typing import PerSample, Time
 class Weighting(abc.ABC):
     """w(t) for a process. Subclasses are final.
 
-    processes: those that it is for.
+    processes: those that it is for. of: the prediction whose error it weights, a row of `denoiser.PREDICTIONS`.
     """
 
     processes: ClassVar[type] = SDE
+    of: ClassVar[str] = "epsilon"
 
     def check(self, sde: Process) -> None:
         """Raises UserError where the process has no such weight, or it is infinite."""
@@ -106,30 +108,27 @@ class VLB(Weighting):
 class V(Weighting):
     """The plain squared error of v."""
 
-    def check(self, sde: Process) -> None:
-        super().check(sde)
-        _check_rate("v", sde)
+    of: ClassVar[str] = "v"
 
     def __call__(self, sde: SDE, t: Time) -> PerSample:
-        alpha, sigma = sde.alpha(t), sde.sigma(t)
-        return ((alpha**2 + sigma**2) / alpha) ** 2
+        return jnp.ones_like(t)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Velocity(Weighting):
     """The plain squared error of the velocity."""
 
-    def check(self, sde: Process) -> None:
-        super().check(sde)
-        _check_rate("velocity", sde)
+    of: ClassVar[str] = "velocity"
 
     def __call__(self, sde: SDE, t: Time) -> PerSample:
-        return (0.5 * sde.sigma(t) * _rate(sde, t)) ** 2
+        return jnp.ones_like(t)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EDMWeighting(Weighting):
     """EDM's. sigma_data: the data's standard deviation."""
+
+    of: ClassVar[str] = "v"
 
     sigma_data: float = 0.5
 
@@ -137,12 +136,9 @@ class EDMWeighting(Weighting):
         if not self.sigma_data > 0:
             raise UserError(f"sigma_data must be positive, not {self.sigma_data}")
 
-    def check(self, sde: Process) -> None:
-        super().check(sde)
-        _check_rate("edm", sde)
-
     def __call__(self, sde: SDE, t: Time) -> PerSample:
-        return (sde.sigma_bar(t) / self.sigma_data) ** 2 + 1
+        signal, noise = sde.alpha(t) ** 2, sde.sigma(t) ** 2
+        return (noise / self.sigma_data**2 + signal) / (signal + noise) ** 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,7 +152,8 @@ class MinSNR(Weighting):
             raise UserError(f"gamma must be positive, not {self.gamma}")
 
     def __call__(self, sde: SDE, t: Time) -> PerSample:
-        return jnp.minimum(1.0, self.gamma * sde.sigma_bar(t) ** 2)
+        signal, noise = sde.alpha(t) ** 2, self.gamma * sde.sigma(t) ** 2
+        return noise / jnp.maximum(signal, noise)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

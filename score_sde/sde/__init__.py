@@ -8,7 +8,6 @@ from score_sde.sde.cld import CLD
 from score_sde.sde.cosine import Cosine
 from score_sde.sde.curves import CURVES
 from score_sde.sde.ddpm import DDPM
-from score_sde.sde.discrete import Discrete
 from score_sde.sde.edm import EDM
 from score_sde.sde.formula import Formula
 from score_sde.sde.from_log_snr import FromLogSNR
@@ -54,7 +53,6 @@ __all__ = [
     "VE",
     "VP",
     "Cosine",
-    "Discrete",
     "Formula",
     "FromLogSNR",
     "Options",

@@ -166,6 +166,18 @@ class SDE(Process):
         with jax.ensure_compile_time_eval():
             return float(process.alpha(jnp.asarray(self.T, jnp.float32))) == 0
 
+    @property
+    def step_times(self) -> Float[np.ndarray, "steps"] | None:
+        """The times of the discrete chain that the process is at them, increasing, in float64; None where it is none.
+
+        They make `times: steps` the papers' discrete losses, and published checkpoints mean the same.
+        """
+        return None
+
+    def step_label(self, t: Times) -> Times:
+        """The number by which the networks of the chain are told the time t: an integer at the chain's times."""
+        raise UserError("the process has no steps of its own (ddpm and smld have)")
+
     @abc.abstractmethod
     def alpha(self, t: Times) -> Times:
         """α_t, the scale of the data."""
@@ -228,7 +240,8 @@ class SDE(Process):
         """(a, G) with x_t = a x_s + G ε for s ≤ t:  a = α_t/α_s,  G² = σ_t² (1 − e^{log_snr_t − log_snr_s})."""
         scale = self.alpha(t) / self.alpha(s)
         std = self.sigma(t) * jnp.sqrt(-jnp.expm1(self.log_snr_change(s, t)))
-        return scale, std
+        same = s == t  # also where α = 0 and log_snr = −∞
+        return jnp.where(same, 1.0, scale), jnp.where(same, 0.0, std)
 
     def transition(self, x_s: Data, s: Time, t: Time) -> tuple[Data, Array]:
         """Mean `(batch, *shape)` and standard deviation `(batch, 1, …)` of x_t given x_s, s ≤ t. Exact."""

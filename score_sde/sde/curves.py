@@ -24,10 +24,11 @@ Values = Float[Array, "*values"]
 
 
 class Curve(NamedTuple):
-    """point: log_snr -> (α, σ). norm: (α, σ) -> c."""
+    """point: log_snr -> (α, σ). norm: (α, σ) -> c. log_alpha_slope: log_snr -> d log α/d log_snr."""
 
     point: Callable[[Values], tuple[Values, Values]]
     norm: Callable[[Values, Values], Values]
+    log_alpha_slope: Callable[[Values], Values]
 
 
 def _vp_point(log_snr: Values) -> tuple[Values, Values]:
@@ -41,11 +42,24 @@ def _subvp_point(log_snr: Values) -> tuple[Values, Values]:
 
 
 CURVES: dict[str, Curve] = {
-    "vp": Curve(_vp_point, lambda alpha, sigma: jnp.sqrt(alpha**2 + sigma**2)),
-    "ve": Curve(lambda log_snr: (jnp.ones_like(log_snr), jnp.exp(-0.5 * log_snr)), lambda alpha, sigma: alpha),
+    "vp": Curve(
+        _vp_point,
+        lambda alpha, sigma: jnp.sqrt(alpha**2 + sigma**2),
+        lambda log_snr: 0.5 * jax.nn.sigmoid(-log_snr),
+    ),
+    "ve": Curve(
+        lambda log_snr: (jnp.ones_like(log_snr), jnp.exp(-0.5 * log_snr)),
+        lambda alpha, sigma: alpha,
+        jnp.zeros_like,
+    ),
     "linear": Curve(
         lambda log_snr: (jax.nn.sigmoid(0.5 * log_snr), jax.nn.sigmoid(-0.5 * log_snr)),
         lambda alpha, sigma: alpha + sigma,
+        lambda log_snr: 0.5 * jax.nn.sigmoid(-0.5 * log_snr),
     ),
-    "subvp": Curve(_subvp_point, lambda alpha, sigma: 0.5 * (jnp.sqrt(4 * alpha**2 + sigma**2) + sigma)),
+    "subvp": Curve(
+        _subvp_point,
+        lambda alpha, sigma: 0.5 * (jnp.sqrt(4 * alpha**2 + sigma**2) + sigma),
+        lambda log_snr: 0.5 / jnp.sqrt(1 + 4 * jnp.exp(log_snr)),
+    ),
 }

@@ -24,6 +24,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from score_sde.errors import UserError
 from score_sde.sde.base import SDE, Process, Times, check_kind
@@ -61,6 +62,13 @@ class _Changed(SDE):
     base: SDE
 
     @property
+    def step_times(self) -> Float[np.ndarray, "steps"] | None:
+        return self.base.step_times
+
+    def step_label(self, t: Times) -> Times:
+        return self.base.step_label(t)
+
+    @property
     def learned(self) -> bool:
         return self.base.learned
 
@@ -86,6 +94,11 @@ class Shifted(_Changed):
 
     def sigma(self, t: Times) -> Times:
         return self.shift * self.base.sigma(t) / self._norm(t)
+
+    def drift_coefficient(self, t: Times) -> Times:
+        """Along the curve: of the quotient above, the derivatives would cancel where the shift is small."""
+        log_snr, rate = jax.jvp(self.log_snr, (t,), (jnp.ones_like(t),))
+        return CURVES[self.curve].log_alpha_slope(log_snr) * rate
 
     def time_of_log_snr(self, log_snr: Times) -> Times:
         return self.base.time_of_log_snr(log_snr + 2 * math.log(self.shift))
