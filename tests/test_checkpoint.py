@@ -301,7 +301,7 @@ class TestCheck:
         self.check(directory, target_of(make_state(0)))
 
     def test_other_shape(self, directory):
-        with pytest.raises(UserError, match=r"layer\.bias is \(3,\) in the checkpoint and \(5,\) in the config"):
+        with pytest.raises(UserError, match=r"layer\.bias is \(3,\) in the checkpoint and \(5,\) by the config"):
             self.check(directory, target_of(make_state(0, size=5)))
 
     def test_parameter_too_many(self, directory):

@@ -718,8 +718,9 @@ def test_the_model_has_the_denoiser_of_its_process():
 
 VARIANT = f"{program.CONFIG}:cld"
 REFUSED = {
-    "likelihood": ("likelihood", [], ["--mode=likelihood", "--mode=train"]),
-    "all": ("all", [], ["--mode=likelihood", "--mode=train"]),
+    "trace": ("likelihood", ["likelihood.trace=exact"], ["likelihood.trace", "'rademacher'"]),
+    "dequantisation": ("all", ["likelihood.dequantisation=variational"], ["likelihood.dequantisation", "uniform"]),
+    "task": ("train", ["sampling.task=interpolate"], ["sampling.task='interpolate'", "'generate'"]),
     "shift": ("train", ["sde.shift=2"], ["sde: shift", "leave them out"]),
     "zero terminal SNR": ("train", ["sde.zero_terminal_snr=True"], ["zero_terminal_snr", "cld"]),
     "another process": ("train", ["sampling_sde.name=vp"], ["sampling_sde", "'training'"]),

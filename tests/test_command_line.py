@@ -343,7 +343,7 @@ def test_checkpoint_that_does_not_fit(mode, finished, tmp_path, capsys, compilat
     other = "--config.model.channels=12"
     line = refuse(program.flags(workdir, mode, *program.FINISHED, other), tmp_path, capsys, compilations)
     assert "does not fit the config" in line
-    assert "conv_in.bias is (8,) in the checkpoint and (12,) in the config's network" in line
+    assert "conv_in.bias is (8,) in the checkpoint and (12,) by the config" in line
 
 
 def test_config_json_that_is_damaged(finished, tmp_path, capsys, compilations):
