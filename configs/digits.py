@@ -50,27 +50,7 @@ def get_config(variant: str = "vp") -> ConfigDict:
         config.objective.name = "bound"
         config.weighting.name = "vlb"
         config.times.low_discrepancy = True
-    config.optimiser = ConfigDict(
-        {
-            "name": "adam",
-            "learning_rate": 4e-3,
-            "warmup": "100 steps",
-            "schedule": "cosine",
-            "decay": "1000 steps",
-            "gradient_clip": 1.0,
-        }
-    )
-    config.training = ConfigDict(
-        {
-            "batch_size": 64,
-            "duration": "1000 steps",
-            "ema_half_lives": ("70 steps",),
-            "log_every": "50 steps",
-            "sample_every": "500 steps",
-            "save_every": "500 steps",
-            "keep_checkpoints": 2,
-        }
-    )
+    _train(config)
     config.sampling = ConfigDict({"samplers": ("pc", "ode", "ddim"), "num_samples": 500, "batch_size": 128})
     config.samplers = ConfigDict(
         {
@@ -92,3 +72,28 @@ def get_config(variant: str = "vp") -> ConfigDict:
     config.mesh = ConfigDict({"data": -1})
     config.lock()
     return config
+
+
+def _train(config: ConfigDict) -> None:
+    """What every variant trains with."""
+    config.optimiser = ConfigDict(
+        {
+            "name": "adam",
+            "learning_rate": 4e-3,
+            "warmup": "100 steps",
+            "schedule": "cosine",
+            "decay": "1000 steps",
+            "gradient_clip": 1.0,
+        }
+    )
+    config.training = ConfigDict(
+        {
+            "batch_size": 64,
+            "duration": "1000 steps",
+            "ema_half_lives": ("70 steps",),
+            "log_every": "50 steps",
+            "sample_every": "500 steps",
+            "save_every": "500 steps",
+            "keep_checkpoints": 2,
+        }
+    )
