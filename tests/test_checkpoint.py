@@ -1,6 +1,7 @@
 """Checkpoints on disk: what is saved comes back, and nothing else ever does."""
 
 import dataclasses
+import errno
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from score_sde import checkpoint
 from score_sde.checkpoint import Checkpoints
-from score_sde.errors import UserError
+from score_sde.errors import RunFailed, UserError
 from score_sde.training.state import TrainState
 
 # Where a file is damaged, tensorstore leaves what it was reading unfinished.
@@ -286,6 +287,21 @@ def test_all_damaged(directory):
     checkpoints = directory.open(read_only=True)
     with pytest.raises(UserError, match="damaged"):
         checkpoints.restore_ema(target_of(make_state(0)).ema)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()], ids=["disk", "memory"])
+def test_what_is_the_machines_fault_is_no_damage(error, directory, monkeypatch):
+    """A failing disk, or too little memory: the run ends, no checkpoint is set aside, no older one is taken."""
+
+    def fails(*_, **__):
+        raise error
+
+    checkpoints = directory.open(read_only=False)
+    monkeypatch.setattr(checkpoints._manager, "restore", fails)
+    with pytest.raises(RunFailed, match=r"cannot be read now|does not fit into memory"):
+        checkpoints.restore(target_of(make_state(0)))
+    assert checkpoints.steps() == [1, 2, 3]
     checkpoints.close()
 
 
