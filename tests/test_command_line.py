@@ -216,11 +216,11 @@ COMBINATIONS = {
         ],
     ),
     "bound": (
-        ["--config.objective.name=bound", "--config.weighting.name=edm", "--config.sde.zero_terminal_snr=True"],
+        ["--config.objective.name=bound", "--config.weighting.name=likelihood", "--config.sde.zero_terminal_snr=True"],
         [
             "objective: the bound needs a finite log_snr at T",
-            "objective: 'bound' is weighted by itself: set weighting.name to 'vlb', not 'edm'",
-            "weighting: 'edm' is infinite at T",
+            "objective: 'bound' is weighted by itself: set weighting.name to 'vlb', not 'likelihood'",
+            "weighting: 'likelihood' is infinite at T",
         ],
     ),
     "steps": (["--config.times.name=steps"], ["times: 'steps' needs a process with steps of its own (ddpm, smld)"]),
