@@ -33,14 +33,15 @@ Source: Dockhorn, Vahdat & Kreis, "Score-Based Generative Modeling with Critical
 
 import abc
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from score_sde import rng
 from score_sde.augmented import AugmentedDenoiser
 from score_sde.errors import UserError
-from score_sde.samplers.base import Carry, Solver, advance
+from score_sde.samplers.base import Carry, Grid, Plan, Solver
 from score_sde.sde.base import expand
 from score_sde.sde.cld import CLD, State
 from score_sde.typing import Data, Keys, Time
@@ -52,15 +53,31 @@ class AugmentedSolver(Solver):
 
     processes: ClassVar[type] = CLD
 
-    # The loop asks a denoiser for D and its process alone; the other solvers ask for more.
-    denoiser: AugmentedDenoiser  # type: ignore[assignment]
+    def plan(self, sde: CLD, grid: Grid) -> Plan:
+        number = np.arange(len(grid) - 1, dtype=np.int32)
+        return Plan.of(Row(np.asarray(grid[:-1]), np.asarray(grid[1:]), number), grid)
+
+    def step(self, denoiser: AugmentedDenoiser, carry: Carry, row: "Row", keys: Keys) -> Carry:
+        ones = jnp.ones(len(carry.x), carry.x.dtype)
+        z, mean = self.one(denoiser, carry.x, row.t * ones, row.s * ones, rng.child(keys, row.number))
+        return carry._replace(x=z, mean=mean, evaluations=carry.evaluations + (self.evaluations_per_step or 0))
+
+    @abc.abstractmethod
+    def one(self, denoiser: AugmentedDenoiser, z: State, t: Time, s: Time, key: Keys) -> tuple[State, State]:
+        """The state at s and its mean. key: of this step's draws, one per sample."""
+
+
+class Row(NamedTuple):
+    """One time of the grid, the next, and the number of the step."""
+
+    t: Any
+    s: Any
+    number: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentedEulerMaruyama(AugmentedSolver):
     """Euler–Maruyama with stochasticity eta ≥ 0. See the module."""
-
-    order: ClassVar[int] = 1
 
     eta: float = 1.0
 
@@ -73,16 +90,19 @@ class AugmentedEulerMaruyama(AugmentedSolver):
         return self.eta > 0
 
     @property
+    def convergence(self) -> float:
+        return 1
+
+    @property
     def evaluations_per_step(self) -> int:
         return 1
 
-    def step(self, carry: Carry, t: Time, s: Time, key: Keys) -> Carry:
-        z_t = carry.x
-        h = expand(t - s, z_t)
-        drift, diffusion = self.denoiser.reverse(z_t, t, self.eta)
-        mean = z_t - h * drift
-        noise = rng.normal(key, self.denoiser.sde.data_of(z_t).shape[1:], z_t.dtype)
-        return advance(carry, _push(mean, diffusion * jnp.sqrt(h) * noise), mean, 1)
+    def one(self, denoiser: AugmentedDenoiser, z: State, t: Time, s: Time, key: Keys) -> tuple[State, State]:
+        h = expand(t - s, z)
+        drift, diffusion = denoiser.reverse(z, t, self.eta)
+        mean = z - h * drift
+        noise = rng.normal(key, denoiser.sde.data_of(z).shape[1:], z.dtype)
+        return _push(mean, diffusion * jnp.sqrt(h) * noise), mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,55 +114,61 @@ class SymmetricSplitting(AugmentedSolver):
         return True
 
     @abc.abstractmethod
-    def change_of_velocity(self, z: State, t: Time, s: Time) -> Data:
+    def change_of_velocity(self, denoiser: AugmentedDenoiser, z: State, t: Time, s: Time) -> Data:
         """By the score step S from t to s, x being held."""
 
-    def step(self, carry: Carry, t: Time, s: Time, key: Keys) -> Carry:
+    def one(self, denoiser: AugmentedDenoiser, z: State, t: Time, s: Time, key: Keys) -> tuple[State, State]:
         middle = 0.5 * (t + s)
-        mean, noise = self._relax(carry.x, t, middle, rng.child(key, 0))
+        mean, noise = _relax(denoiser.sde, z, t, middle, rng.child(key, 0))
         z = mean + noise
-        mean, noise = self._relax(_push(z, self.change_of_velocity(z, t, s)), middle, s, rng.child(key, 1))
-        return advance(carry, mean + noise, mean, self.evaluations_per_step or 0)
-
-    def force(self, z: State, t: Time) -> Data:
-        """g² (s_v + v/M), what S adds to v per unit of time."""
-        sde = self.denoiser.sde
-        g = expand(sde.diffusion_coefficient(t), z)
-        return g**2 * (self.denoiser.score(z, t) + sde.velocity_of(z) / sde.mass)
-
-    def _relax(self, z: State, t: Time, s: Time, key: Keys) -> tuple[State, State]:
-        """Mean and noise of A from t to s < t: the forward transition over t − s of the state with v turned about."""
-        mean, cholesky = self.denoiser.sde.transition(_turn(z), s, t)
-        return _turn(mean), _turn(cholesky.times(rng.normal(key, z.shape[1:], z.dtype)))
+        pushed = _push(z, self.change_of_velocity(denoiser, z, t, s))
+        mean, noise = _relax(denoiser.sde, pushed, middle, s, rng.child(key, 1))
+        return mean + noise, mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SSCS(SymmetricSplitting):
     """The symmetric splitting sampler with an Euler step of S, the paper's. See the module."""
 
-    order: ClassVar[int] = 1
+    @property
+    def convergence(self) -> float:
+        return 1
 
     @property
     def evaluations_per_step(self) -> int:
         return 1
 
-    def change_of_velocity(self, z: State, t: Time, s: Time) -> Data:
-        return expand(t - s, z) * self.force(z, t)
+    def change_of_velocity(self, denoiser: AugmentedDenoiser, z: State, t: Time, s: Time) -> Data:
+        return expand(t - s, z) * _force(denoiser, z, t)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SSCSMidpoint(SymmetricSplitting):
     """The symmetric splitting sampler with a midpoint step of S. See the module."""
 
-    order: ClassVar[int] = 2
+    @property
+    def convergence(self) -> float:
+        return 2
 
     @property
     def evaluations_per_step(self) -> int:
         return 2
 
-    def change_of_velocity(self, z: State, t: Time, s: Time) -> Data:
+    def change_of_velocity(self, denoiser: AugmentedDenoiser, z: State, t: Time, s: Time) -> Data:
         h = expand(t - s, z)
-        return h * self.force(_push(z, 0.5 * h * self.force(z, t)), 0.5 * (t + s))
+        return h * _force(denoiser, _push(z, 0.5 * h * _force(denoiser, z, t)), 0.5 * (t + s))
+
+
+def _force(denoiser: AugmentedDenoiser, z: State, t: Time) -> Data:
+    """g² (s_v + v/M), what S adds to v per unit of time."""
+    g = expand(denoiser.sde.diffusion_coefficient(t), z)
+    return g**2 * (denoiser.score(z, t) + denoiser.sde.velocity_of(z) / denoiser.sde.mass)
+
+
+def _relax(sde: CLD, z: State, t: Time, s: Time, key: Keys) -> tuple[State, State]:
+    """Mean and noise of A from t to s < t: the forward transition over t − s of the state with v turned about."""
+    mean, cholesky = sde.transition(_turn(z), s, t)
+    return _turn(mean), _turn(cholesky.times(rng.normal(key, z.shape[1:], z.dtype)))
 
 
 def _push(z: State, change: Data) -> State:

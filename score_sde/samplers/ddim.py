@@ -10,23 +10,16 @@ Source: Song, Meng & Ermon 2021, eq. 12; Ho et al. 2020, eq. 6–7.
 """
 
 import dataclasses
-from typing import ClassVar
+import math
 
-import jax.numpy as jnp
-
-from score_sde import rng
-from score_sde.denoiser import Denoiser
 from score_sde.errors import UserError
-from score_sde.samplers.base import Carry, Solver, advance
-from score_sde.sde import expand
-from score_sde.typing import Keys, Time
+from score_sde.samplers.linear import LinearSolver, Tape, Vector
+from score_sde.samplers.schedule import Level, Schedule, transition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DDIM(Solver):
+class DDIM(LinearSolver):
     """DDIM with stochasticity 0 ≤ eta ≤ 1. See the module."""
-
-    order: ClassVar[int] = 1
 
     eta: float = 0.0
 
@@ -39,39 +32,42 @@ class DDIM(Solver):
         return self.eta > 0
 
     @property
+    def convergence(self) -> float:
+        return 1
+
+    @property
     def evaluations_per_step(self) -> int:
         return 1
 
-    def step(self, carry: Carry, t: Time, s: Time, key: Keys) -> Carry:
-        return _gaussian_step(self.denoiser, carry, t, s, key, self.eta)
+    def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
+        return _gaussian_steps(tape, levels, self.eta)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ancestral(Solver):
+class Ancestral(LinearSolver):
     """Ancestral sampling: DDIM with eta = 1. See the module."""
-
-    order: ClassVar[int] = 1
 
     @property
     def stochastic(self) -> bool:
         return True
 
     @property
+    def convergence(self) -> float:
+        return 1
+
+    @property
     def evaluations_per_step(self) -> int:
         return 1
 
-    def step(self, carry: Carry, t: Time, s: Time, key: Keys) -> Carry:
-        return _gaussian_step(self.denoiser, carry, t, s, key, 1.0)
+    def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
+        return _gaussian_steps(tape, levels, 1.0)
 
 
-def _gaussian_step(denoiser: Denoiser, carry: Carry, t: Time, s: Time, key: Keys, eta: float) -> Carry:
-    sde, x_t = denoiser.sde, carry.x
-    x_0, epsilon = denoiser.data_and_noise(x_t, t)
-    alpha_s, sigma_s = sde.alpha(s), sde.sigma(s)
-    _, transition_std = sde.transition_coefficients(s, t)
-    ratio = eta * transition_std / sde.sigma(t)  # ν / σ_s
-    mean = expand(alpha_s, x_t) * x_0 + expand(sigma_s * jnp.sqrt(1 - ratio**2), x_t) * epsilon
-    x_s = mean
-    if eta > 0:
-        x_s = mean + expand(sigma_s * ratio, x_t) * rng.normal(key, x_t.shape[1:], x_t.dtype)
-    return advance(carry, x_s, mean, 1)
+def _gaussian_steps(tape: Tape, levels: list[Level], eta: float) -> tuple[Vector, Vector]:
+    x = mean = tape.start
+    for t, s in zip(levels, levels[1:], strict=False):
+        ratio = eta * transition(s, t)[1] / t.sigma  # ν/σ_s
+        data, noise = tape.evaluate(x, t)
+        mean = s.alpha * data + s.sigma * math.sqrt(1 - ratio**2) * noise
+        x = mean + s.sigma * ratio * tape.noise() if eta else mean
+    return x, mean

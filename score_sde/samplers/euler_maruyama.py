@@ -1,27 +1,22 @@
 r"""Euler–Maruyama on the reverse-time SDE with stochasticity η.
 
-    x_s = x_t − (t − s) [f x_t − ½ (1 + η²) g² score] + η g √(t − s) z,   z ~ N(0, I)
+    x_s = x_t − (t − s) [f x_t − ½ (1 + η²) g² score] + η g √(t − s) z,   score = −ε̂/σ_t,   z ~ N(0, I)
 
 η = 1 is Song et al.'s predictor; η = 0 Euler's method on the probability-flow ODE. Source: Song et al. 2021.
 """
 
 import dataclasses
-from typing import ClassVar
+import math
 
-import jax.numpy as jnp
-
-from score_sde import rng
 from score_sde.errors import UserError
-from score_sde.samplers.base import Carry, Solver, advance
-from score_sde.sde import Process, expand, reverse
-from score_sde.typing import Keys, Time
+from score_sde.samplers.linear import LinearSolver, Tape, Vector
+from score_sde.samplers.schedule import Level, Schedule
+from score_sde.sde import Process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EulerMaruyama(Solver):
+class EulerMaruyama(LinearSolver):
     """Euler–Maruyama with stochasticity eta ≥ 0. See the module."""
-
-    order: ClassVar[int] = 1
 
     eta: float = 1.0
 
@@ -29,22 +24,28 @@ class EulerMaruyama(Solver):
         if not self.eta >= 0:
             raise UserError(f"eta must be at least 0, not {self.eta}")
 
-    def check_process(self, sde: Process) -> None:
-        super().check_process(sde)
-        if sde.ends_in_noise:
-            raise UserError("Euler-Maruyama needs f and g, which are infinite where the process ends in pure noise")
-
     @property
     def stochastic(self) -> bool:
         return self.eta > 0
 
     @property
+    def convergence(self) -> float:
+        return 1
+
+    @property
     def evaluations_per_step(self) -> int:
         return 1
 
-    def step(self, carry: Carry, t: Time, s: Time, key: Keys) -> Carry:
-        x_t = carry.x
-        drift, diffusion = reverse(self.denoiser.sde, x_t, t, self.denoiser.score(x_t, t), self.eta)
-        mean = x_t - expand(t - s, x_t) * drift
-        noise = rng.normal(key, x_t.shape[1:], x_t.dtype)
-        return advance(carry, mean + diffusion * jnp.sqrt(expand(t - s, x_t)) * noise, mean, 1)
+    def check_process(self, sde: Process) -> None:
+        super().check_process(sde)
+        if sde.ends_in_noise:
+            raise UserError("Euler-Maruyama needs f and g, which are infinite where the process ends in pure noise")
+
+    def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
+        x = mean = tape.start
+        for t, s in zip(levels, levels[1:], strict=False):
+            h = t.t - s.t
+            _, noise = tape.evaluate(x, t)
+            mean = (1 - h * t.f) * x - 0.5 * h * (1 + self.eta**2) * t.g**2 / t.sigma * noise
+            x = mean + self.eta * t.g * math.sqrt(h) * tape.noise() if self.eta else mean
+        return x, mean

@@ -1,51 +1,75 @@
 r"""Predictor–corrector sampling.
 
-At each step, first n Langevin moves at the level t, then the predictor from t to s (the order of the original
+At each step, first n moves of Langevin dynamics at the level t, then the predictor from t to s (the order of the original
 code: the last operation is the predictor's, so that its mean is the denoised result; the paper's algorithm 1
-corrects after predicting, which is the same chain shifted by half a step):
+corrects after predicting, which is the same chain shifted by half a step). A move is
 
-    x ← x + h score(x, t) + √(2h) z,   h = 2 (α_t/α_s)² (r ‖z‖ / ‖score‖)²,   r = snr
+    x ← x + h score(x, t) + √(2h) z
 
-(α_t/α_s)² is 1 − β_i of the discrete VP process and 1 for VE, so one rule serves every affine process. Norms are
+    langevin             h = 2 (α_t/α_s)² (r ‖z‖ / ‖score‖)²        r = snr
+    annealed_langevin    h = 2 (α_t/α_s)² (r σ_t)²
+
+(α_t/α_s)² is 1 − β_i of the discrete VP process and 1 for VE, so one rule serves every affine process, sub-VP too. Norms are
 per sample, and ‖z‖ is its root-mean-square √D: neither depends on the rest of the batch. In very low dimension
-‖score‖ of one sample can come close to 0 and the step grows without bound: the rule is made for images.
+‖score‖ of one sample can come close to 0 and the step grows without bound: the rule is made for images. The original code
+takes the means of both norms over the batch, which `batch_norms` gives: samples then depend on the batch that they are in.
 
-Source: Song et al. 2021, appendix G (algorithms 2–5).
+A move with a step that does not shrink with the grid leaves a bias of its own (on a Gaussian, of variance 1/(1 − r²)): with a
+corrector a run has no order. Without predictor ("none") x stays from t to s, and the moves do all the work, as in NCSN;
+`last="denoise"` then gives the denoised result.
+
+Source: Song et al. 2021, appendix G (algorithms 2–5); Song & Ermon 2019 for annealed Langevin dynamics.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from score_sde import rng
-from score_sde.errors import Checks
-from score_sde.samplers.base import Carry, Solver
+from score_sde.denoiser import Denoiser
+from score_sde.errors import Checks, UserError
+from score_sde.samplers.base import Carry, Grid, Plan, Solver
 from score_sde.samplers.ddim import Ancestral
 from score_sde.samplers.euler_maruyama import EulerMaruyama
+from score_sde.samplers.linear import LinearSolver, Start
+from score_sde.samplers.linear import Row as PredictorRow
 from score_sde.samplers.reverse_diffusion import ReverseDiffusion
-from score_sde.sde import Process, expand
-from score_sde.typing import Data, Keys, Time
+from score_sde.samplers.schedule import Schedule
+from score_sde.sde import Process
+from score_sde.typing import Data, Keys
 
-PREDICTORS: dict[str, type[Solver]] = {
-    "euler_maruyama": EulerMaruyama,
-    "reverse_diffusion": ReverseDiffusion,
-    "ancestral": Ancestral,
+PREDICTORS: dict[str, LinearSolver | None] = {
+    "euler_maruyama": EulerMaruyama(),
+    "reverse_diffusion": ReverseDiffusion(),
+    "ancestral": Ancestral(),
+    "probability_flow": EulerMaruyama(eta=0.0),
+    "none": None,
 }
-CORRECTORS = ("langevin", "none")
+CORRECTORS = ("langevin", "annealed_langevin", "none")
+
+
+class Row(NamedTuple):
+    """t and σ_t; (α_t/α_s)²; the number of the step; and the predictor's row, None without one."""
+
+    t: Any
+    sigma: Any
+    scale: Any
+    number: Any
+    predictor: PredictorRow | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictorCorrector(Solver):
-    """A predictor with `corrector_steps` Langevin moves of signal-to-noise ratio `snr` before it. See the module."""
-
-    order: ClassVar[int] = 1
+    """A predictor with `corrector_steps` moves of signal-to-noise ratio `snr` before it. See the module."""
 
     predictor: str = "reverse_diffusion"
     corrector: str = "langevin"
     corrector_steps: int = 1
     snr: float = 0.16
+    batch_norms: bool = False
 
     def __post_init__(self) -> None:
         with Checks() as check:
@@ -53,9 +77,16 @@ class PredictorCorrector(Solver):
             check.name("corrector", self.corrector, CORRECTORS)
             check.that(self.corrector_steps >= 1, f"corrector_steps must be at least 1, not {self.corrector_steps}")
             check.that(self.snr > 0, f"snr must be positive, not {self.snr}")
+            idle = self.predictor == self.corrector == "none"
+            check.that(not idle, "predictor and corrector are both 'none': nothing would be done")
 
     def check_process(self, sde: Process) -> None:
-        PREDICTORS[self.predictor](denoiser=self.denoiser).check_process(sde)
+        super().check_process(sde)
+        predictor = PREDICTORS[self.predictor]
+        if predictor is not None:
+            predictor.check_process(sde)
+        if self._moves and sde.ends_in_noise:
+            raise UserError("a corrector needs alpha > 0 at T, not a process that ends in pure noise; use corrector none")
 
     @property
     def _moves(self) -> int:
@@ -63,25 +94,60 @@ class PredictorCorrector(Solver):
 
     @property
     def stochastic(self) -> bool:
-        return True
+        predictor = PREDICTORS[self.predictor]
+        return self._moves > 0 or (predictor is not None and predictor.stochastic)
+
+    @property
+    def convergence(self) -> float | None:
+        return None if self._moves else 1
 
     @property
     def evaluations_per_step(self) -> int:
-        return 1 + self._moves
+        return self._moves + (self.predictor != "none")
 
-    def step(self, carry: Carry, t: Time, s: Time, key: Keys) -> Carry:
-        x, moves = carry.x, self._moves
-        if moves:
-            move = lambda i, x: self._langevin(x, t, s, rng.child(key, i))
-            x = jax.lax.fori_loop(1, moves + 1, move, x)
-        carry = carry._replace(x=x, evaluations=carry.evaluations + moves)
-        predictor = PREDICTORS[self.predictor](denoiser=self.denoiser)
-        return predictor.step(carry, t, s, key if not moves else rng.child(key, 0))
+    def plan(self, sde: Any, grid: Grid) -> Plan:
+        levels = Schedule.of(sde).at(grid)
+        column = lambda name: np.array([getattr(level, name) for level in levels])
+        alpha, predictor = column("alpha"), PREDICTORS[self.predictor]
+        inner = None if predictor is None else predictor.plan(sde, grid)
+        steps = len(grid) - 1
+        row = Row(
+            t=column("t")[:-1],
+            sigma=column("sigma")[:-1],
+            scale=(alpha[:-1] / alpha[1:]) ** 2,
+            number=np.arange(steps, dtype=np.int32),
+            predictor=None if inner is None else jax.tree.map(lambda leaf: leaf[:steps], inner.rows),
+        )
+        return Plan.of(row, grid, None if inner is None else inner.start)
 
-    def _langevin(self, x: Data, t: Time, s: Time, key: Keys) -> Data:
-        score = self.denoiser.score(x, t)
+    def init(self, start: Start | None, x: Data, keys: Keys) -> Carry:
+        predictor = PREDICTORS[self.predictor]
+        return super().init(start, x, keys) if predictor is None else predictor.init(start, x, keys)
+
+    def step(self, denoiser: Denoiser, carry: Carry, row: Row, keys: Keys) -> Carry:
+        # Draws of the predictor have numbers of their own, under the keys that it has when it is alone.
+        x, mean, predictor = carry.x, carry.mean, PREDICTORS[self.predictor]
+        if self._moves:
+            keys_of_step = rng.child(rng.child(keys, 2**31 - 1), row.number)
+            move = lambda i, state: self._move(denoiser, state[0], row, rng.child(keys_of_step, i))
+            x, mean = jax.lax.fori_loop(0, self._moves, move, (x, mean))
+        carry = carry._replace(x=x, evaluations=carry.evaluations + self._moves)
+        if predictor is None or row.predictor is None:
+            return carry._replace(mean=mean)
+        return predictor.step(denoiser, carry, row.predictor, keys)
+
+    def _move(self, denoiser: Denoiser, x: Data, row: Row, keys: Keys) -> tuple[Data, Data]:
+        """x and its mean after one move."""
+        score = denoiser.score(x, row.t * jnp.ones(len(x), x.dtype))
+        noise = rng.normal(keys, x.shape[1:], x.dtype)
         axes = tuple(range(1, x.ndim))
-        mean_square = jnp.mean(score**2, axis=axes)
-        scale, _ = self.denoiser.sde.transition_coefficients(s, t)
-        size = expand(2 * scale**2 * self.snr**2 / mean_square, x)
-        return x + size * score + jnp.sqrt(2 * size) * rng.normal(key, x.shape[1:], x.dtype)
+        norm = lambda value: jnp.sqrt(jnp.sum(value**2, axis=axes, keepdims=True))
+        if self.corrector == "annealed_langevin":
+            ratio = row.sigma
+        elif self.batch_norms:
+            ratio = jnp.mean(norm(noise)) / jnp.mean(norm(score))
+        else:
+            ratio = 1 / jnp.sqrt(jnp.mean(score**2, axis=axes, keepdims=True))
+        size = 2 * row.scale * (self.snr * ratio) ** 2
+        mean = x + size * score
+        return mean + jnp.sqrt(2 * size) * noise, mean

@@ -3,22 +3,29 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from score_sde import rng
-from score_sde.errors import Checks
-from score_sde.samplers.base import LAST_STEPS, Samples, Solver, check_grid, run
-from score_sde.samplers.grids import GRIDS
-from score_sde.sde import Process
-from score_sde.typing import Keys
+from score_sde.errors import Checks, UserError
+from score_sde.samplers.base import LAST_STEPS, Grid, Plan, Samples, Solver, check_grid, run
+from score_sde.samplers.grids import GRIDS, Span
+from score_sde.sde import SDE, Process
+from score_sde.typing import Data, Keys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """options: the solver's own fields. grid: a row of `GRIDS`. last: see `samplers.base`."""
+    """grid: a row of `GRIDS`, over the whole of the process. rho: of the grids karras, edm and exponential.
 
-    solver: type[Solver]
-    options: dict[str, Any]
+    times: a grid of one's own, decreasing, instead; `steps` and `grid` say nothing then. last: see `samplers.base`.
+    """
+
+    solver: Solver = dataclasses.field(metadata={"setting": False})
     grid: str = "uniform"
+    rho: float = 7.0
     steps: int = 100
+    times: tuple[float, ...] = ()
     last: str = "none"
 
     def __post_init__(self) -> None:
@@ -26,15 +33,44 @@ class Sampler:
             check.name("grid", self.grid, GRIDS)
             check.name("last-step rule", self.last, LAST_STEPS)
             check.that(1 <= self.steps <= 1_000_000, f"steps must lie in [1, 1000000], not {self.steps}")
+            check.that(0 < self.rho <= 1000, f"rho must lie in (0, 1000], not {self.rho}")
 
     def check_process(self, sde: Process) -> None:
         """Raises UserError where the solver or the grid cannot be used on the process."""
-        unused: Any = None
-        self.solver(denoiser=unused, **self.options).check_process(sde)
-        check_grid(GRIDS[self.grid](sde, self.steps))
+        self.solver.check_process(sde)
+        self.times_of(sde)
 
-    def __call__(self, denoiser: Any, keys: Keys, shape: tuple[int, ...]) -> Samples:
-        """One sample of `shape` per key, of a denoiser of the solver's kind. Traceable."""
-        solver = self.solver(denoiser=denoiser, **self.options)
-        x_T = denoiser.sde.prior_sample(rng.child(keys, 0), shape)
-        return run(solver, x_T, GRIDS[self.grid](denoiser.sde, self.steps), rng.child(keys, 1), last=self.last)
+    def times_of(self, sde: Process, start: float | None = None) -> Grid:
+        """The grid. start: where sampling begins, T unless it is given."""
+        start = sde.T if start is None else start
+        if not sde.t_min < start <= sde.T:
+            raise UserError(f"sampling must start in (t_min, T] = ({sde.t_min}, {sde.T}], not at {start}")
+        if not self.times:
+            return check_grid(GRIDS[self.grid](Span(sde, start, sde.t_min, self.steps, self.rho)))
+        grid = check_grid(np.asarray(self.times))
+        if grid[-1] < sde.t_min or grid[0] > sde.T:
+            raise UserError(f"times must lie in [t_min, T] = [{sde.t_min}, {sde.T}]")
+        return check_grid(np.concatenate([[start], grid[grid < start]]) if start < grid[0] else grid)
+
+    def plan(self, sde: Process, start: float | None = None) -> Plan:
+        """What a run is told, computed on the host; learned parameters of the process must be bound, and known."""
+        return self.solver.plan(sde, self.times_of(sde, start))
+
+    def noise(self, sde: Process, plan: Plan, keys: Keys, shape: tuple[int, ...]) -> Data:
+        """States at the first time of the plan, one per key.
+
+        A grid that begins below T begins with N(0, σ²) of its level, which lacks the data's part, of size α.
+        """
+        x_T = sde.prior_sample(rng.child(keys, 0), shape)
+        if not isinstance(sde, SDE):
+            return x_T
+        sigma = sde.sigma(jnp.stack([jnp.asarray(plan.times[0], x_T.dtype), jnp.asarray(sde.T, x_T.dtype)]))
+        return sigma[0] / sigma[1] * x_T
+
+    def __call__(self, denoiser: Any, plan: Plan, keys: Keys, shape: tuple[int, ...], *, frames: int = 0) -> Samples:
+        """One sample of `shape` per key, of a denoiser of the solver's kind. Traceable; see `run` for frames."""
+        return self.refine(denoiser, plan, self.noise(denoiser.sde, plan, keys, shape), keys, frames=frames)
+
+    def refine(self, denoiser: Any, plan: Plan, x: Data, keys: Keys, *, frames: int = 0) -> Samples:
+        """From states x at the first time of the plan (image-to-image, refinement)."""
+        return run(self.solver, denoiser, plan, x, rng.child(keys, 1), last=self.last, frames=frames)

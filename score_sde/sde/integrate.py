@@ -1,7 +1,7 @@
 r"""Adaptive integration of an ODE, every sample with step sizes of its own.
 
-One `diffrax` solve of Tsitouras' 5(4) pair per sample under `vmap`: a sample's result does not depend on
-the batch that it is in. Local error is controlled in the root-mean-square norm of one sample's state.
+One `diffrax` solve per sample under `vmap`, of Tsitouras' 5(4) pair unless another is named: a sample's result does not
+depend on the batch that it is in. Local error is controlled in the root-mean-square norm of one sample's state.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Tsit5 is "first same as last": 7 stages, of which an attempted step evaluates 6 anew and takes the first from the
-# step before. Before any step was accepted there is none before: each attempt at the first step evaluates all 7.
-STAGES = 6
+METHODS: dict[str, Callable[[], diffrax.AbstractRungeKutta]] = {
+    "tsit5": diffrax.Tsit5,
+    "dopri5": diffrax.Dopri5,
+    "dopri8": diffrax.Dopri8,
+    "kvaerno5": diffrax.Kvaerno5,  # implicit: solves equations of the state's size at every stage
+}
 FIRST_STEP = 0.01  # of the interval; a first step that is too long is rejected and shortened
 
 
@@ -56,18 +59,24 @@ def integrate(
     *,
     rtol: float,
     atol: float,
+    method: str = "tsit5",
     max_steps: int = 4096,
 ) -> Solution:
     """Integrates dy/dt = vector_field(t, y, arguments) from t_0 to t_1 (either order).
 
-    y_0 and arguments have a leading batch axis; vector_field sees one sample. A sample that needs more than
-    max_steps steps, or turns non-finite, comes back as NaN and `failed`.
+    y_0 and arguments have a leading batch axis; vector_field sees one sample. method: a row of `METHODS`. A sample that
+    needs more than max_steps steps, or turns non-finite, comes back as NaN and `failed`. Of an implicit method an
+    evaluation is counted a stage; those of Newton's iterations and of its Jacobian come on top.
     """
+    # "First same as last": an attempted step takes its first stage from the step before. Before any step was accepted
+    # there is none before: each attempt at the first step evaluates all stages.
+    solver = METHODS[method]()
+    stages = solver.tableau.num_stages - solver.tableau.fsal
 
     def solve(y, args):
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(vector_field),
-            diffrax.Tsit5(),
+            solver,
             t0=t_0,
             t1=t_1,
             dt0=FIRST_STEP * (t_1 - t_0),
@@ -84,7 +93,7 @@ def integrate(
         finite = jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), last))
         last = jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), last)
         _, first_attempts, _ = solution.controller_state
-        evaluations = STAGES * solution.stats["num_steps"] + first_attempts
+        evaluations = stages * solution.stats["num_steps"] + solver.tableau.fsal * first_attempts
         return Solution(last, evaluations, failed | ~finite)
 
     return jax.vmap(solve)(y_0, arguments)
