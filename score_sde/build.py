@@ -15,7 +15,7 @@ import ml_collections
 
 from score_sde import schema
 from score_sde.data import SOURCES
-from score_sde.denoiser import Denoiser, Parameterisation
+from score_sde.denoiser import Parameterisation
 from score_sde.distributed.mesh import MeshSettings, check_batch_size
 from score_sde.errors import UserError, closest
 from score_sde.experiment.base import Evaluation, Experiment, Likelihood, Sampling
@@ -25,7 +25,7 @@ from score_sde.models import NETWORKS, Network
 from score_sde.rng import SEEDS
 from score_sde.samplers import SOLVERS, Sampler
 from score_sde.schema import Text
-from score_sde.sde import AUGMENTED, PROCESSES, VP, Options, Process
+from score_sde.sde import AUGMENTED, PROCESSES, Options, Process
 from score_sde.training.loop import Training
 from score_sde.training.optimiser import Optimiser
 
@@ -71,9 +71,7 @@ TABLES: dict[str, Table] = {
     "sampling_sde": Table("name", {SAME: SameProcess, **PROCESSES}, Options, default=SAME),
 }
 SECTIONS = ("seed", "samplers", *SETTINGS, *TABLES)
-ANY_DENOISER = Denoiser(sde=VP(), function=lambda x_t, t, condition: x_t)
 PLACED = ("mesh", "data", "model", "sampling_sde")  # sections whose object the experiment has in another form
-SAMPLER_KEYS = ("grid", "steps", "last")
 BASELINES = ("real", "noise")  # rows of the report beside the samplers'
 
 
@@ -170,7 +168,7 @@ def _merged(config: dict[str, Any], overrides: dict[str, str], problems: list[st
 
 
 def _known_keys() -> list[str]:
-    keys = ["seed", "samplers.NAME.steps", "samplers.NAME.grid", "samplers.NAME.last", "samplers.NAME.solver"]
+    keys = ["seed", "samplers.NAME.solver", *(f"samplers.NAME.{key}" for key in schema.fields_of(Sampler))]
     keys += [f"{section}.{key}" for section, cls in SETTINGS.items() for key in schema.fields_of(cls)]
     return keys + [f"{section}.{table.key}" for section, table in TABLES.items()]
 
@@ -257,21 +255,18 @@ def _samplers(
 def _sampler(
     solver_name: str, values: dict[str, Any], where: str, problems: list[str]
 ) -> tuple[Sampler | None, dict[str, Any]]:
-    solver = SOLVERS[solver_name]
-    own = schema.fields_of(solver)
-    known = (*own, *SAMPLER_KEYS, "solver")
+    own, common = schema.fields_of(SOLVERS[solver_name]), schema.fields_of(Sampler)
+    known = (*own, *common, "solver")
     unknown = [key for key in values if key not in known]
     problems += [f"unknown key {where}.{key} ({closest(key, known)})" for key in unknown]
-    before = len(problems)
-    options = schema.read(solver, {key: value for key, value in values.items() if key in own}, where, problems)
-    common = {key: value for key, value in values.items() if key in SAMPLER_KEYS}
-    common = schema.read(Sampler, common, where, problems)
-    if len(problems) > before or unknown:
+    options = {key: value for key, value in values.items() if key in own}
+    solver = schema.build(SOLVERS[solver_name], options, where, problems)
+    rest = schema.read(Sampler, {key: value for key, value in values.items() if key in common}, where, problems)
+    if solver is None or unknown:
         return None, {}
     try:
-        settings = schema.plain(solver(denoiser=ANY_DENOISER, **options))  # the solver checks its own options
-        sampler = Sampler(solver=solver, options=options, **common)
+        sampler = Sampler(solver=solver, **rest)
     except UserError as error:
         problems.append(f"{where}: {error}")
         return None, {}
-    return sampler, {**settings, **{key: getattr(sampler, key) for key in SAMPLER_KEYS}}
+    return sampler, {**schema.plain(solver), **schema.plain(sampler)}

@@ -21,10 +21,9 @@ class Text(str):
 
 
 def fields_of(cls: type) -> dict[str, Any]:
-    """The settings of a dataclass: name to annotation, without the denoiser that a solver is bound to, and without
-    fields whose metadata say that they are no setting."""
+    """The settings of a dataclass: name to annotation, without fields whose metadata say that they are no setting."""
     hints = typing.get_type_hints(cls)
-    fields = [f for f in dataclasses.fields(cls) if f.name != "denoiser" and f.metadata.get("setting", True)]
+    fields = [field for field in dataclasses.fields(cls) if field.metadata.get("setting", True)]
     return {field.name: hints[field.name] for field in fields}
 
 

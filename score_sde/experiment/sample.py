@@ -17,7 +17,7 @@ from score_sde.experiment import encode
 from score_sde.experiment.base import Experiment, sample_indices
 from score_sde.experiment.batches import Arrays, discard, run_batches
 from score_sde.experiment.pictures import grid, write_png
-from score_sde.samplers import Sampler
+from score_sde.samplers import Plan, Sampler
 from score_sde.training.interrupt import StopRequest
 from score_sde.typing import Params
 from score_sde.writers import read_arrays, say, write_arrays
@@ -70,11 +70,12 @@ def _run_one(
     experiment: Experiment, name: str, sampler: Sampler, params: Params, record: dict[str, Any], stop: StopRequest
 ) -> None:
     size, total = experiment.sampling.batch_size, experiment.sampling.num_samples
-    compiled, compile_seconds = _compile(experiment, sampler, params)
+    plan = sampler.plan(experiment.sampling_sde)
+    compiled, compile_seconds = _compile(experiment, sampler, params, plan)
 
     def compute(number: int) -> Arrays:
         start = time.perf_counter()
-        result = jax.device_get(compiled(params, sample_indices(number * size, size)))
+        result = jax.device_get(compiled(params, plan, sample_indices(number * size, size)))
         return {**result, "seconds": np.float64(time.perf_counter() - start)}
 
     folder = experiment.workdir.samples / f".{name}"
@@ -102,12 +103,12 @@ def _run_one(
     say(f"sample: {name}: {total} samples, {arrays['evaluations'].mean():.0f} evaluations each, {seconds:.1f} s")
 
 
-def _compile(experiment: Experiment, sampler: Sampler, params: Params):
-    """The compiled sampler of one batch, (params, index) -> arrays, and the seconds it took."""
+def _compile(experiment: Experiment, sampler: Sampler, params: Params, plan: Plan):
+    """The compiled sampler of one batch, (params, plan, index) -> arrays, and the seconds it took."""
 
-    def sample(params: Params, index: jax.Array) -> dict[str, jax.Array]:
+    def sample(params: Params, plan: Plan, index: jax.Array) -> dict[str, jax.Array]:
         keys = rng.for_samples(rng.stream(experiment.sampling.seed, "sampling"), index)
-        result = sampler(experiment.sampling_denoiser(params), keys, experiment.source.shape)
+        result = sampler(experiment.sampling_denoiser(params), plan, keys, experiment.source.shape)
         return {
             "samples": result.x,
             "image": experiment.levels.quantise(result.x),
@@ -117,6 +118,6 @@ def _compile(experiment: Experiment, sampler: Sampler, params: Params):
 
     whole, split = replicated(experiment.mesh), by_batch(experiment.mesh)
     start = time.perf_counter()
-    jitted = jax.jit(sample, in_shardings=(whole, split), out_shardings=split)
-    compiled = jitted.lower(params, sample_indices(0, experiment.sampling.batch_size)).compile()
+    jitted = jax.jit(sample, in_shardings=(whole, whole, split), out_shardings=split)
+    compiled = jitted.lower(params, plan, sample_indices(0, experiment.sampling.batch_size)).compile()
     return compiled, time.perf_counter() - start

@@ -9,7 +9,7 @@ from score_sde.distributed.mesh import by_batch, put_batch, replicated
 from score_sde.errors import UserError
 from score_sde.experiment.base import Experiment, sample_indices
 from score_sde.experiment.pictures import grid, write_png
-from score_sde.samplers import DDIM, SSCS, Sampler
+from score_sde.samplers import DDIM, SSCS, Plan, Sampler
 from score_sde.sde import CLD, SDE
 from score_sde.training.interrupt import StopRequest
 from score_sde.training.loop import Every, train
@@ -19,8 +19,8 @@ from score_sde.typing import Params
 from score_sde.writers import MetricWriter, say
 
 PREVIEWS: dict[type, Sampler] = {  # the first whose kind the process is of
-    SDE: Sampler(solver=DDIM, options={"eta": 0.0}, steps=20, last="denoise"),
-    CLD: Sampler(solver=SSCS, options={}, steps=40, last="denoise"),
+    SDE: Sampler(solver=DDIM(), steps=20, last="denoise"),
+    CLD: Sampler(solver=SSCS(), steps=40, last="denoise"),
 }
 PREVIEW_IMAGES = 64
 
@@ -120,13 +120,15 @@ def _preview(experiment: Experiment, metrics: MetricWriter):
     sampler = next(each for kind, each in PREVIEWS.items() if isinstance(experiment.sde, kind))
 
     @jax.jit
-    def sample(params: Params) -> jax.Array:
+    def sample(params: Params, plan: Plan) -> jax.Array:
         keys = rng.for_samples(rng.stream(experiment.seed, "preview"), sample_indices(0, PREVIEW_IMAGES))
-        x = sampler(experiment.denoiser(params), keys, experiment.source.shape).x
+        x = sampler(experiment.denoiser(params), plan, keys, experiment.source.shape).x
         return experiment.levels.quantise(x)
 
     def preview(step: int, averages: tuple[Params, ...]) -> None:
-        picture = grid(experiment.to_uint8(jax.device_get(sample(averages[experiment.evaluation.ema]))))
+        params = averages[experiment.evaluation.ema]
+        plan = sampler.plan(experiment.learned(params).sde)
+        picture = grid(experiment.to_uint8(jax.device_get(sample(params, plan))))
         folder = experiment.workdir.samples / "training"
         folder.mkdir(parents=True, exist_ok=True)
         write_png(folder / f"step_{step:08d}.png", picture)

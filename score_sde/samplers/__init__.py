@@ -61,9 +61,11 @@ SOLVERS: dict[str, type[Solver]] = {
 }
 
 __all__ = [
+    "DDIM",
     "GRIDS",
     "LAST_STEPS",
     "SOLVERS",
+    "SSCS",
     "Carry",
     "Grid",
     "LinearSolver",
