@@ -10,7 +10,8 @@ from score_sde.denoiser import Denoiser
 from score_sde.losses import TIMES, Bound, bound_terms, schedule_loss
 from score_sde.losses.weightings import VLB
 from score_sde.sde import PROCESSES, VDM, Options
-from tests import levels, oracles
+from score_sde import oracles
+from tests import levels
 
 NAMES = sorted(PROCESSES)
 DRAWS = 20_000

@@ -36,7 +36,7 @@ from score_sde.likelihood import (
 from score_sde.losses import bound_terms
 from score_sde.losses.times import Importance, Times
 from score_sde.sde import PROCESSES, RectifiedFlow, expand
-from tests import oracles
+from score_sde import oracles
 
 NAMES = sorted(PROCESSES)
 process = pytest.mark.parametrize("name", NAMES)

@@ -22,7 +22,7 @@ from score_sde.samplers import GRIDS, LAST_STEPS, Sampler, run
 from score_sde.samplers import SOLVERS as ALL_SOLVERS
 from score_sde.samplers.predictor_corrector import PREDICTORS
 from score_sde.sde import PROCESSES, SDE, VE, VP, Options, RectifiedFlow
-from tests import oracles
+from score_sde import oracles
 
 # Those of affine processes; the others are in test_cld.py.
 SOLVERS = {name: solver for name, solver in ALL_SOLVERS.items() if issubclass(SDE, solver.processes)}

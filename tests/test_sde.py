@@ -12,7 +12,7 @@ import scipy.stats
 from score_sde import rng
 from score_sde.errors import UserError
 from score_sde.sde import CURVES, PROCESSES, integrate, reverse
-from tests import oracles
+from score_sde import oracles
 from tests.tables import (
     COEFFICIENTS,
     ENDING,

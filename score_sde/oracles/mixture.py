@@ -1,4 +1,4 @@
-r"""Distributions of which everything is known, under any affine process.
+r"""Gaussian mixtures, of which everything is known under any affine process.
 
 A mixture Σ_k w_k N(μ_k, diag v_k) stays one along x_t = α x_0 + σ ε: the weights stay, and each component becomes
 N(α μ_k, α² v_k + σ²). So its density, posterior mean E[x_0 | x_t] and, in one dimension, its distribution function
@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.special
+from jaxtyping import Float
 
 from score_sde.denoiser import Denoiser
+from score_sde.oracles.base import Oracle
 from score_sde.sde import SDE, expand
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Mixture:
+class Mixture(Oracle):
     """weights `(components,)`, means and stds `(components, *shape)`; stds may be 0 for a point mass."""
 
     weights: np.ndarray
@@ -63,9 +65,18 @@ class Mixture:
             alpha, sigma = float(sde.alpha(time)), float(sde.sigma(time))
         return Mixture(self.weights, alpha * self.means, np.sqrt((alpha * self.stds) ** 2 + sigma**2))
 
-    def mean(self) -> np.ndarray:
-        """`shape`."""
+    def sample(self, count: int, seed: int) -> Float[np.ndarray, "count *shape"]:
+        generator = np.random.default_rng(seed)
+        component = generator.choice(len(self.weights), count, p=self.weights)
+        return self.means[component] + self.stds[component] * generator.normal(size=(count, *self.shape))
+
+    def mean(self) -> Float[np.ndarray, "*shape"]:
         return np.tensordot(self.weights, self.means, 1)
+
+    def covariance(self) -> Float[np.ndarray, "values values"]:
+        means = (self.means - self.mean()).reshape(len(self.weights), -1)
+        within = np.tensordot(self.weights, self.stds.reshape(len(self.weights), -1) ** 2, 1)
+        return np.einsum("k,ki,kj->ij", self.weights, means, means) + np.diag(within)
 
     def variance(self) -> np.ndarray:
         """Of each value, `shape`."""
@@ -110,3 +121,31 @@ def mixture(weights, means, stds, shape: tuple[int, ...]) -> Mixture:
     """Σ_k w_k N(μ_k, diag v_k); each μ_k and std_k broadcasts to `shape`."""
     full = lambda values: np.stack([np.broadcast_to(np.asarray(value, np.float64), shape) for value in values])
     return Mixture(np.asarray(weights, np.float64), full(means), full(stds))
+
+
+def ring(modes: int = 8, radius: float = 0.8, std: float = 0.04) -> Mixture:
+    """Narrow modes on a circle in the plane, of unequal weights, the last three times the first."""
+    angle = 2 * math.pi * np.arange(modes) / modes
+    weights = np.linspace(1, 3, modes)
+    centres = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return Mixture(weights / weights.sum(), centres, np.full((modes, 2), std))
+
+
+def checkerboard(squares: int = 4, points: int = 6) -> Mixture:
+    """Every other square of a board on [−1, 1]², each of points × points modes as wide as they are apart."""
+    spacing = 2 / (squares * points)
+    centre = -1 + spacing * (0.5 + np.arange(squares * points))
+    x, y = np.meshgrid(centre, centre, indexing="ij")
+    black = (np.arange(squares * points)[:, None] // points + np.arange(squares * points)[None] // points) % 2 == 0
+    means = np.stack([x[black], y[black]], axis=1)
+    return Mixture(np.full(len(means), 1 / len(means)), means, np.full_like(means, 0.5 * spacing))
+
+
+def swiss_roll(modes: int = 200, turns: float = 1.5, std: float = 0.03) -> Mixture:
+    """Modes along a spiral in [−1, 1]², evenly spread on its length."""
+    fine = np.linspace(0.5 * math.pi, (0.5 + 2 * turns) * math.pi, 20_000)
+    curve = np.stack([fine * np.cos(fine), fine * np.sin(fine)], axis=1) / fine[-1]
+    length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(curve, axis=0), axis=1))])
+    even = np.linspace(0, length[-1], modes)
+    means = np.stack([np.interp(even, length, curve[:, axis]) for axis in (0, 1)], axis=1)
+    return Mixture(np.full(modes, 1 / modes), 0.9 * means, np.full((modes, 2), std))
