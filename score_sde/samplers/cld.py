@@ -33,46 +33,70 @@ Source: Dockhorn, Vahdat & Kreis, "Score-Based Generative Modeling with Critical
 
 import abc
 import dataclasses
+import math
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde import rng
 from score_sde.augmented import AugmentedDenoiser
 from score_sde.errors import UserError
-from score_sde.samplers.base import Carry, Grid, Plan, Solver
-from score_sde.sde.base import expand
+from score_sde.samplers.base import Grid, Plan
+from score_sde.samplers.linear import BaseTape, TapedSolver, Vector, assemble
+from score_sde.samplers.schedule import on_host
 from score_sde.sde.cld import CLD, State
-from score_sde.typing import Data, Keys, Time
+from score_sde.typing import Data, Time
+
+
+class Pair(NamedTuple):
+    """A state: position and velocity."""
+
+    x: Vector
+    v: Vector
+
+
+class Tape(BaseTape):
+    """Of a solver of states (x, v)."""
+
+    def __init__(self) -> None:
+        super().__init__(components=2, outputs=1)
+
+    @property
+    def start(self) -> Pair:
+        """The state at the first time."""
+        return Pair(Vector({0: 1.0}), Vector({1: 1.0}))
+
+    def evaluate(self, z: Pair, t: float) -> Vector:
+        """s_v at z and t, by one evaluation of the denoiser. z stands for the evaluated state from now on."""
+        (score,) = self.record([z.x, z.v], t)
+        return score
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentedSolver(Solver):
+class AugmentedSolver(TapedSolver):
     """Abstract: a solver whose state is (x, v)."""
 
     processes: ClassVar[type] = CLD
 
-    def plan(self, sde: CLD, grid: Grid) -> Plan:
-        number = np.arange(len(grid) - 1, dtype=np.int32)
-        return Plan.of(Row(np.asarray(grid[:-1]), np.asarray(grid[1:]), number), grid)
-
-    def step(self, denoiser: AugmentedDenoiser, carry: Carry, row: "Row", keys: Keys) -> Carry:
-        ones = jnp.ones(len(carry.x), carry.x.dtype)
-        z, mean = self.one(denoiser, carry.x, row.t * ones, row.s * ones, rng.child(keys, row.number))
-        return carry._replace(x=z, mean=mean, evaluations=carry.evaluations + (self.evaluations_per_step or 0))
-
     @abc.abstractmethod
-    def one(self, denoiser: AugmentedDenoiser, z: State, t: Time, s: Time, key: Keys) -> tuple[State, State]:
-        """The state at s and its mean. key: of this step's draws, one per sample."""
+    def solve(self, tape: Tape, sde: CLD, grid: Grid) -> tuple[Pair, Pair]:
+        """Records the way along the grid from `tape.start`. Returns the last state, and it without its last noise."""
 
+    def plan(self, sde: CLD, grid: Grid) -> Plan:
+        tape = Tape()
+        z, mean = self.solve(tape, sde, grid)
+        rows, start = assemble(tape, list(z), list(mean))
+        return Plan.of(rows, grid, start)
 
-class Row(NamedTuple):
-    """One time of the grid, the next, and the number of the step."""
+    def parts(self, x: State) -> list[Data]:
+        return jnp.split(x, 2, axis=-1)
 
-    t: Any
-    s: Any
-    number: Any
+    def whole(self, parts: list[Data]) -> State:
+        return jnp.concatenate(parts, axis=-1)
+
+    def outputs(self, denoiser: AugmentedDenoiser, x: State, t: Time) -> list[Data]:
+        return [denoiser.score(x, t)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,12 +121,16 @@ class AugmentedEulerMaruyama(AugmentedSolver):
     def evaluations_per_step(self) -> int:
         return 1
 
-    def one(self, denoiser: AugmentedDenoiser, z: State, t: Time, s: Time, key: Keys) -> tuple[State, State]:
-        h = expand(t - s, z)
-        drift, diffusion = denoiser.reverse(z, t, self.eta)
-        mean = z - h * drift
-        noise = rng.normal(key, denoiser.sde.data_of(z).shape[1:], z.dtype)
-        return _push(mean, diffusion * jnp.sqrt(h) * noise), mean
+    def solve(self, tape: Tape, sde: CLD, grid: Grid) -> tuple[Pair, Pair]:
+        z = mean = tape.start
+        rate, friction, g_squared = sde.beta / sde.mass, sde.damping * sde.beta / sde.mass, _g_squared(sde)
+        for h, t in zip(-np.diff(grid), grid, strict=False):
+            score = tape.evaluate(z, t)
+            push = 0.5 * (1 + self.eta**2) * g_squared * score
+            mean = Pair(z.x - h * rate * z.v, z.v + h * (sde.beta * z.x + friction * z.v + push))
+            noise = self.eta * math.sqrt(h * g_squared) * tape.noise() if self.eta else Vector({})
+            z = Pair(mean.x, mean.v + noise)
+        return z, mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,16 +142,18 @@ class SymmetricSplitting(AugmentedSolver):
         return True
 
     @abc.abstractmethod
-    def change_of_velocity(self, denoiser: AugmentedDenoiser, z: State, t: Time, s: Time) -> Data:
-        """By the score step S from t to s, x being held."""
+    def push(self, tape: Tape, sde: CLD, z: Pair, t: float, s: float) -> Vector:
+        """v after the score step S from t to s, x being held."""
 
-    def one(self, denoiser: AugmentedDenoiser, z: State, t: Time, s: Time, key: Keys) -> tuple[State, State]:
-        middle = 0.5 * (t + s)
-        mean, noise = _relax(denoiser.sde, z, t, middle, rng.child(key, 0))
-        z = mean + noise
-        pushed = _push(z, self.change_of_velocity(denoiser, z, t, s))
-        mean, noise = _relax(denoiser.sde, pushed, middle, s, rng.child(key, 1))
-        return mean + noise, mean
+    def solve(self, tape: Tape, sde: CLD, grid: Grid) -> tuple[Pair, Pair]:
+        z = mean = tape.start
+        for t, s, half in zip(grid, grid[1:], _halves(sde, grid), strict=False):
+            mean, noise = _relax(tape, z, half)
+            z = Pair(mean.x + noise.x, mean.v + noise.v)
+            z = Pair(z.x, self.push(tape, sde, z, t, s))
+            mean, noise = _relax(tape, z, half)
+            z = Pair(mean.x + noise.x, mean.v + noise.v)
+        return z, mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,8 +168,8 @@ class SSCS(SymmetricSplitting):
     def evaluations_per_step(self) -> int:
         return 1
 
-    def change_of_velocity(self, denoiser: AugmentedDenoiser, z: State, t: Time, s: Time) -> Data:
-        return expand(t - s, z) * _force(denoiser, z, t)
+    def push(self, tape: Tape, sde: CLD, z: Pair, t: float, s: float) -> Vector:
+        return z.v + (t - s) * _force(tape, sde, z, t)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,29 +184,46 @@ class SSCSMidpoint(SymmetricSplitting):
     def evaluations_per_step(self) -> int:
         return 2
 
-    def change_of_velocity(self, denoiser: AugmentedDenoiser, z: State, t: Time, s: Time) -> Data:
-        h = expand(t - s, z)
-        return h * _force(denoiser, _push(z, 0.5 * h * _force(denoiser, z, t)), 0.5 * (t + s))
+    def push(self, tape: Tape, sde: CLD, z: Pair, t: float, s: float) -> Vector:
+        force = _force(tape, sde, z, t)
+        middle = Pair(z.x, z.v + 0.5 * (t - s) * force)
+        return z.v + (t - s) * _force(tape, sde, middle, 0.5 * (t + s))
 
 
-def _force(denoiser: AugmentedDenoiser, z: State, t: Time) -> Data:
+class _Half(NamedTuple):
+    """A over half a step: R Φ R and R L, see the module."""
+
+    mean: Any
+    noise: Any
+
+
+def _g_squared(sde: CLD) -> float:
+    return 2 * sde.damping * sde.beta
+
+
+def _force(tape: Tape, sde: CLD, z: Pair, t: float) -> Vector:
     """g² (s_v + v/M), what S adds to v per unit of time."""
-    g = expand(denoiser.sde.diffusion_coefficient(t), z)
-    return g**2 * (denoiser.score(z, t) + denoiser.sde.velocity_of(z) / denoiser.sde.mass)
+    score = tape.evaluate(z, t)
+    return _g_squared(sde) * (score + z.v / sde.mass)
 
 
-def _relax(sde: CLD, z: State, t: Time, s: Time, key: Keys) -> tuple[State, State]:
-    """Mean and noise of A from t to s < t: the forward transition over t − s of the state with v turned about."""
-    mean, cholesky = sde.transition(_turn(z), s, t)
-    return _turn(mean), _turn(cholesky.times(rng.normal(key, z.shape[1:], z.dtype)))
+def _relax(tape: Tape, z: Pair, half: _Half) -> tuple[Pair, Pair]:
+    """Mean and noise of A over half a step."""
+    (a, b), (c, d) = half.mean
+    (l_xx, _), (l_xv, l_vv) = half.noise
+    first, second = tape.noise(), tape.noise()
+    return Pair(a * z.x + b * z.v, c * z.x + d * z.v), Pair(l_xx * first, l_xv * first + l_vv * second)
 
 
-def _push(z: State, change: Data) -> State:
-    """z with `change` added to its velocity."""
-    return z + jnp.concatenate([jnp.zeros_like(change), change], axis=-1)
+def _halves(sde: CLD, grid: Grid) -> list[_Half]:
+    """Of each step of the grid: the forward transition of half its length of the state with v turned about."""
 
+    @jax.jit
+    def coefficients(duration: jax.Array) -> tuple[jax.Array, ...]:
+        matrix = sde.transition_matrix(jnp.zeros_like(duration), duration)
+        flat = (matrix[:, 0, 0], -matrix[:, 0, 1], -matrix[:, 1, 0], matrix[:, 1, 1])
+        l_xx, l_xv, l_vv = sde.cholesky(duration, "z_0")
+        return *flat, l_xx, -l_xv, -l_vv
 
-def _turn(z: State) -> State:
-    """R z: the velocity turned about."""
-    x, v = jnp.split(z, 2, axis=-1)
-    return jnp.concatenate([x, -v], axis=-1)
+    columns = np.stack(on_host(coefficients, -0.5 * np.diff(grid), 7), axis=1).tolist()
+    return [_Half([row[:2], row[2:4]], [(row[4], 0.0), row[5:]]) for row in columns]

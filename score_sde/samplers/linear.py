@@ -24,6 +24,7 @@ law of a solver's output from them.
 
 import abc
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +36,7 @@ from score_sde.denoiser import Denoiser
 from score_sde.samplers.base import Carry, Grid, Plan, Solver
 from score_sde.samplers.schedule import Level, Schedule
 from score_sde.sde import SDE
-from score_sde.typing import Data, Keys
+from score_sde.typing import Data, Keys, Time
 
 NO_NOISE = -1
 MOST_REGISTERS = 16
@@ -76,11 +77,10 @@ def combine(factors: Any, vectors: list[Vector]) -> Vector:
 
 
 class _Evaluation(NamedTuple):
-    level: Level
-    point: dict[int, float]
-    state: int  # the nodes that it makes: the point, D and ε̂
-    data: int
-    noise: int
+    t: float
+    point: list[dict[int, float]]  # by component of the state
+    state: list[int]  # the nodes that it makes: of the state, and of what the denoiser says
+    outputs: list[int]
 
 
 class _Stored(NamedTuple):
@@ -89,26 +89,27 @@ class _Stored(NamedTuple):
     boundary: int  # after which evaluation it is computed
 
 
-class Tape:
-    """Records what a solver does. Nodes are numbered things of the state's shape; node 0 is the state at the start."""
+class BaseTape:
+    """Records what a solver does with a state of one or more `components` and the `outputs` of a denoiser.
 
-    def __init__(self) -> None:
+    Nodes are numbered things of a component's shape; the first ones are the state at the start.
+    """
+
+    def __init__(self, components: int, outputs: int) -> None:
+        self.components, self.outputs = components, outputs
         self.evaluations: list[_Evaluation] = []
         self.stored: list[_Stored] = []
         self.noises: dict[int, int] = {}  # node -> number of the draw
-        self._nodes = 1
+        self._nodes = components
 
-    @property
-    def start(self) -> Vector:
-        """x at the first time."""
-        return Vector({0: 1.0})
-
-    def evaluate(self, x: Vector, level: Level) -> tuple[Vector, Vector]:
-        """(D, ε̂) at x and the level, by one evaluation of the denoiser. x stands for the evaluated state from now on."""
-        state, data, noise = self._node(), self._node(), self._node()
-        self.evaluations.append(_Evaluation(level, dict(x.terms), state, data, noise))
-        x.terms = {state: 1.0}
-        return Vector({data: 1.0}), Vector({noise: 1.0})
+    def record(self, point: list[Vector], t: float) -> list[Vector]:
+        """The outputs at a point. Its vectors stand for the evaluated state from now on."""
+        state = [self._node() for _ in point]
+        outputs = [self._node() for _ in range(self.outputs)]
+        self.evaluations.append(_Evaluation(t, [dict(part.terms) for part in point], state, outputs))
+        for part, node in zip(point, state, strict=True):
+            part.terms = {node: 1.0}
+        return [Vector({node: 1.0}) for node in outputs]
 
     def store(self, x: Vector) -> None:
         """Has x computed now. Needed for what is carried on but never evaluated: else it were a sum over all steps."""
@@ -127,11 +128,28 @@ class Tape:
         return self._nodes - 1
 
 
+class Tape(BaseTape):
+    """Of a solver of affine processes."""
+
+    def __init__(self) -> None:
+        super().__init__(components=1, outputs=2)
+
+    @property
+    def start(self) -> Vector:
+        """x at the first time."""
+        return Vector({0: 1.0})
+
+    def evaluate(self, x: Vector, level: Level) -> tuple[Vector, Vector]:
+        """(D, ε̂) at x and the level, by one evaluation of the denoiser. x stands for the evaluated state from now on."""
+        data, noise = self.record([x], level.t)
+        return data, noise
+
+
 class Row(NamedTuple):
     """What is done with one evaluation; arrays with a leading axis of evaluations in a plan.
 
-    t: its time. matrix: `(registers, registers + 2 + noises)`, on (registers, D, ε̂, noises). noise: the number of each
-    draw, `NO_NOISE` where there is none.
+    t: its time. matrix: `(registers, registers + outputs + noises)`, on (registers, outputs, noises). noise: the number
+    of each draw, `NO_NOISE` where there is none.
     """
 
     t: Any
@@ -140,15 +158,49 @@ class Row(NamedTuple):
 
 
 class Start(NamedTuple):
-    """From x at the first time to the registers: matrix `(registers, 1 + noises)`, and the numbers of the draws."""
+    """From the state at the first time to the registers: matrix `(registers, components + noises)`; the draws' numbers."""
 
     matrix: Any
     noise: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearSolver(Solver):
-    """Abstract: a solver that is written on a tape."""
+class TapedSolver(Solver):
+    """Abstract: a solver that is written on a tape. The registers are the state's parts, the mean's, and the rest."""
+
+    @abc.abstractmethod
+    def parts(self, x: Data) -> list[Data]:
+        """The components of a state."""
+
+    @abc.abstractmethod
+    def whole(self, parts: list[Data]) -> Data:
+        """The state of these components."""
+
+    @abc.abstractmethod
+    def outputs(self, denoiser: Any, x: Data, t: Time) -> list[Data]:
+        """What the denoiser says, by one evaluation."""
+
+    def init(self, start: Start, x: Data, keys: Keys) -> Carry:
+        parts = self.parts(x)
+        noises = [_draw(keys, start.noise[i], parts[0]) for i in range(len(start.noise))]
+        registers = _product(start.matrix, [*parts, *noises])
+        return self._carry(registers, len(parts), jnp.zeros(len(x), jnp.int32), jnp.zeros(len(x), bool))
+
+    def step(self, denoiser: Any, carry: Carry, row: Row, keys: Keys) -> Carry:
+        parts = self.parts(carry.x)
+        outputs = self.outputs(denoiser, carry.x, row.t * jnp.ones(len(carry.x), carry.x.dtype))
+        noises = [_draw(keys, row.noise[i], parts[0]) for i in range(len(row.noise))]
+        columns = [*parts, *self.parts(carry.mean), *carry.memory, *outputs, *noises]
+        return self._carry(_product(row.matrix, columns), len(parts), carry.evaluations + 1, carry.failed)
+
+    def _carry(self, registers: list[Data], parts: int, evaluations: jax.Array, failed: jax.Array) -> Carry:
+        x, mean = self.whole(registers[:parts]), self.whole(registers[parts : 2 * parts])
+        return Carry(x, mean, evaluations, failed, tuple(registers[2 * parts :]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearSolver(TapedSolver):
+    """Abstract: a solver of affine processes that is written on a tape."""
 
     @abc.abstractmethod
     def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
@@ -157,24 +209,17 @@ class LinearSolver(Solver):
     def plan(self, sde: SDE, grid: Grid) -> Plan:
         tape, schedule = Tape(), Schedule.of(sde)
         x, mean = self.solve(tape, schedule, schedule.at(grid))
-        rows, start = assemble(tape, x, mean)
+        rows, start = assemble(tape, [x], [mean])
         return Plan.of(rows, grid, start)
 
-    def init(self, start: Start, x: Data, keys: Keys) -> Carry:
-        noises = [_draw(keys, start.noise[i], x) for i in range(len(start.noise))]
-        return _carry(_product(start.matrix, [x, *noises]), jnp.zeros(len(x), jnp.int32), jnp.zeros(len(x), bool))
+    def parts(self, x: Data) -> list[Data]:
+        return [x]
 
-    def step(self, denoiser: Denoiser, carry: Carry, row: Row, keys: Keys) -> Carry:
-        registers = [carry.x, carry.mean, *carry.memory]
-        data, noise = denoiser.data_and_noise(carry.x, row.t * jnp.ones(len(carry.x), carry.x.dtype))
-        noises = [_draw(keys, row.noise[i], carry.x) for i in range(len(row.noise))]
-        columns = [*registers, data, noise, *noises]
-        return _carry(_product(row.matrix, columns), carry.evaluations + 1, carry.failed)
+    def whole(self, parts: list[Data]) -> Data:
+        return parts[0]
 
-
-def _carry(registers: list[Data], evaluations: jax.Array, failed: jax.Array) -> Carry:
-    x, mean, *rest = registers
-    return Carry(x, mean, evaluations, failed, tuple(rest))
+    def outputs(self, denoiser: Denoiser, x: Data, t: Time) -> list[Data]:
+        return list(denoiser.data_and_noise(x, t))
 
 
 def _product(matrix: jax.Array, columns: list[Data]) -> list[Data]:
@@ -188,25 +233,26 @@ def _draw(keys: Keys, number: jax.Array, like: Data) -> Data:
     return jax.lax.cond(number >= 0, draw, lambda: jnp.zeros_like(like))
 
 
-def assemble(tape: Tape, x: Vector, mean: Vector) -> tuple[Row, Start]:
-    """The rows, in float64, that make registers 0 and 1 `x` and `mean` in the end.
+def assemble(tape: BaseTape, x: list[Vector], mean: list[Vector]) -> tuple[Row, Start]:
+    """The rows, in float64, that make the first registers `x` and the next ones `mean` in the end.
 
     A node lives in a register from the boundary (the time between two evaluations) at which it comes to be until the
-    last boundary at which it is used. Register 0 is always the state that is evaluated next.
+    last boundary at which it is used. The first registers are always the state that is evaluated next.
     """
-    count = len(tape.evaluations)
+    count, parts = len(tape.evaluations), tape.components
+    results = [*x, *mean]
     stored = {each.node: each for each in tape.stored}
     # What is computed at each boundary: b lies after evaluation b, and −1 before the first.
     wanted: dict[int, list[dict[int, float]]] = {b: [] for b in range(-1, count)}
     for number, evaluation in enumerate(tape.evaluations):
-        wanted[number - 1].append(evaluation.point)
+        wanted[number - 1] += evaluation.point
     for each in tape.stored:
         wanted[each.boundary].append(each.terms)
-    wanted[count - 1] += [x.terms, mean.terms]
+    wanted[count - 1] += [each.terms for each in results]
 
-    born = {0: -1} | {each.node: each.boundary for each in tape.stored}
+    born = dict.fromkeys(range(parts), -1) | {each.node: each.boundary for each in tape.stored}
     for number, evaluation in enumerate(tape.evaluations):
-        born |= dict.fromkeys((evaluation.state, evaluation.data, evaluation.noise), number)
+        born |= dict.fromkeys((*evaluation.state, *evaluation.outputs), number)
     last_use: dict[int, int] = {}
     for boundary in range(-1, count):
         for terms in wanted[boundary]:
@@ -222,7 +268,7 @@ def assemble(tape: Tape, x: Vector, mean: Vector) -> tuple[Row, Start]:
             drawn[born[node]].append(node)
     noises = max(map(len, drawn.values()))
     kept = _allocate(born, last_use, count)
-    registers = max(2, 1 + max((1 + r for places in kept.values() for r in places.values()), default=0))
+    registers = max(2 * parts, parts + max((1 + r for places in kept.values() for r in places.values()), default=0))
     if registers > MOST_REGISTERS:
         raise AssertionError(f"a solver needs {registers} registers: store() what it carries from step to step")
 
@@ -239,40 +285,40 @@ def assemble(tape: Tape, x: Vector, mean: Vector) -> tuple[Row, Start]:
 
     matrices, numbers = [], []
     for boundary in range(-1, count):
-        first = boundary < 0
-        width = 1 + noises if first else registers + 2 + noises
-        columns = {0: 0} if first else {n: 1 + r for n, r in kept[boundary - 1].items()}
-        if not first:
-            evaluation = tape.evaluations[boundary]
-            columns |= {evaluation.state: 0, evaluation.data: registers, evaluation.noise: registers + 1}
-        columns |= {node: width - noises + i for i, node in enumerate(drawn[boundary])}
-        matrix = np.zeros((registers, width))
-        if boundary < count - 1:
-            matrix[0] = expression(tape.evaluations[boundary + 1].point, boundary, columns, width)
-            for node, register in kept[boundary].items():
-                matrix[1 + register] = expression({node: 1.0}, boundary, columns, width)
+        if boundary < 0:
+            width, columns = parts + noises, {part: part for part in range(parts)}
         else:
-            matrix[0] = expression(x.terms, boundary, columns, width)
-            matrix[1] = expression(mean.terms, boundary, columns, width)
+            width = registers + tape.outputs + noises
+            columns = {node: parts + register for node, register in kept[boundary - 1].items()}
+            evaluation = tape.evaluations[boundary]
+            columns |= {node: part for part, node in enumerate(evaluation.state)}
+            columns |= {node: registers + i for i, node in enumerate(evaluation.outputs)}
+        columns |= {node: width - noises + i for i, node in enumerate(drawn[boundary])}
+        last = boundary == count - 1
+        first_rows = [each.terms for each in results] if last else tape.evaluations[boundary + 1].point
+        matrix = np.zeros((registers, width))
+        for row, terms in enumerate(first_rows):
+            matrix[row] = expression(terms, boundary, columns, width)
+        for node, register in kept[boundary].items():
+            matrix[parts + register] = expression({node: 1.0}, boundary, columns, width)
         matrices.append(matrix)
         draws = [tape.noises[node] for node in drawn[boundary]]
         numbers.append(np.array(draws + [NO_NOISE] * (noises - len(draws)), np.int32))
-    times = np.array([evaluation.level.t for evaluation in tape.evaluations])
+    times = np.array([evaluation.t for evaluation in tape.evaluations])
     return Row(times, np.stack(matrices[1:]), np.stack(numbers[1:])), Start(matrices[0], numbers[0])
 
 
 def _allocate(born: dict[int, int], last_use: dict[int, int], count: int) -> dict[int, dict[int, int]]:
-    """At each boundary the nodes that are used at a later one, each with its register (counted from the second)."""
+    """At each boundary the nodes that are used at a later one, each with its register after those of the state."""
     starting: dict[int, list[int]] = {b: [] for b in range(-1, count)}
     for node, boundary in born.items():
         if last_use.get(node, boundary) > boundary:
             starting[boundary].append(node)
     kept: dict[int, dict[int, int]] = {-2: {}}
     for boundary in range(-1, count):
-        places = {node: r for node, r in kept[boundary - 1].items() if last_use[node] > boundary}
-        free = (r for r in range(10**6) if r not in places.values())
+        places = {node: register for node, register in kept[boundary - 1].items() if last_use[node] > boundary}
+        free = itertools.filterfalse(set(places.values()).__contains__, itertools.count())
         for node in starting[boundary]:
-            register = next(free)
-            places[node] = register
+            places[node] = next(free)
         kept[boundary] = places
     return kept

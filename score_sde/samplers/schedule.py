@@ -55,13 +55,13 @@ class Schedule:
     def at(self, times: Any) -> list[Level]:
         """The levels at some times."""
         times = np.asarray(times, np.float64)
-        alpha, sigma, log_snr, *rates = _on_host(self._levels, times, 7)
+        alpha, sigma, log_snr, *rates = on_host(self._levels, times, 7)
         rows = zip(times, alpha, sigma, 0.5 * log_snr, *rates, strict=True)
         return [Level(*map(float, row)) for row in rows]
 
     def at_lambda(self, lambdas: Any) -> list[Level]:
         """The levels at some λ."""
-        (times,) = _on_host(self._times, 2 * np.asarray(lambdas, np.float64), 1)
+        (times,) = on_host(self._times, 2 * np.asarray(lambdas, np.float64), 1)
         return self.at(times)
 
     def at_sigma_bar(self, sigma_bars: Any) -> list[Level]:
@@ -70,7 +70,7 @@ class Schedule:
 
     def times(self, lambdas: Any) -> Numbers:
         """The times at some λ."""
-        (times,) = _on_host(self._times, 2 * np.asarray(lambdas, np.float64), 1)
+        (times,) = on_host(self._times, 2 * np.asarray(lambdas, np.float64), 1)
         return times
 
     def inside(self, levels: list[Level], *shares: float) -> list[list[Level]]:
@@ -97,7 +97,7 @@ def _shared(sde: SDE) -> Schedule:
     return Schedule(sde)
 
 
-def _on_host(function: Any, points: Numbers, outputs: int) -> list[Numbers]:
+def on_host(function: Any, points: Numbers, outputs: int) -> list[Numbers]:
     """function(points) in float64 on the CPU, in chunks."""
     results: list[list[np.ndarray]] = [[] for _ in range(outputs)]
     cpu = jax.local_devices(backend="cpu")[0]
