@@ -22,12 +22,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def parse(arguments: list[str], modes: Iterable[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    """The flags, and the overrides as dotted key to text."""
+def parse(arguments: list[str], modes: Iterable[str], alone: Iterable[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The flags, and the overrides as dotted key to text. alone: modes that take no config and no workdir."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="a config file, see configs/")
     parser.add_argument("--workdir", metavar="DIR", help="where everything of this run is kept")
-    parser.add_argument("--mode", default="all", help=f"one of {', '.join(modes)} (default: all)")
+    parser.add_argument("--mode", default="all", help=f"one of {', '.join((*modes, *alone))} (default: all)")
     flags, rest = parser.parse_known_args(arguments)
     overrides: dict[str, str] = {}
     while rest:
@@ -40,9 +40,14 @@ def parse(arguments: list[str], modes: Iterable[str]) -> tuple[argparse.Namespac
             value = rest.pop(0)
         overrides[flag.removeprefix("--config.")] = value
     with Checks() as check:
-        check.name("mode", flags.mode, modes)
+        check.name("mode", flags.mode, (*modes, *alone))
         for name in ("config", "workdir"):
-            check.that(bool(getattr(flags, name)), f"--{name} is missing; see python main.py --help")
+            given = bool(getattr(flags, name))
+            if flags.mode in alone:
+                check.that(not given, f"--mode={flags.mode} takes no --{name}")
+            else:
+                check.that(given, f"--{name} is missing; see python main.py --help")
+        check.that(flags.mode not in alone or not overrides, f"--mode={flags.mode} takes no config keys")
     return flags, overrides
 
 
@@ -52,7 +57,10 @@ def main(arguments: list[str]) -> int:
         from score_sde import build, experiment
 
         try:
-            flags, overrides = parse(arguments, experiment.MODES)
+            flags, overrides = parse(arguments, experiment.MODES, experiment.ALONE)
+            if flags.mode in experiment.ALONE:
+                experiment.ALONE[flags.mode]()
+                return 0
             command = shlex.join(["python", "main.py", *arguments])
             built = build.build(build.load_config(flags.config), overrides, Path(flags.workdir), command)
             stop.check()

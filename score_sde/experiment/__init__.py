@@ -7,7 +7,7 @@ import jax
 
 from score_sde.errors import UserError
 from score_sde.experiment import all as all_modes
-from score_sde.experiment import evaluate, likelihood, sample, train
+from score_sde.experiment import evaluate, likelihood, sample, train, verify
 from score_sde.experiment.base import Experiment
 from score_sde.training.interrupt import StopRequest
 
@@ -19,6 +19,9 @@ class Mode(NamedTuple):
     needs_checkpoint: bool
     check: Callable[[Experiment], None] = lambda _: None
 
+
+# Modes of the program itself, without a config and a workdir.
+ALONE: dict[str, Callable[[], None]] = {"verify": verify.run}
 
 MODES: dict[str, Mode] = {
     "train": Mode(train.run, False, train.check),

@@ -9,7 +9,7 @@ from score_sde.samplers.dpm2 import DPM2, DPM2Ancestral
 from score_sde.samplers.dpm_solver import DPMSolver, DPMSolverPP
 from score_sde.samplers.edm import EDMSampler, Restart
 from score_sde.samplers.euler_maruyama import EulerMaruyama
-from score_sde.samplers.grids import GRIDS
+from score_sde.samplers.grids import GRIDS, Span
 from score_sde.samplers.linear import LinearSolver
 from score_sde.samplers.multistep import (
     DPMSolverPP2M,
@@ -73,6 +73,7 @@ __all__ = [
     "Sampler",
     "Samples",
     "Solver",
+    "Span",
     "Trajectory",
     "check_grid",
     "run",
