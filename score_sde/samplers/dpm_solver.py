@@ -70,7 +70,7 @@ class SingleStep(LinearSolver):
 
     def check_process(self, sde: Process) -> None:
         super().check_process(sde)
-        if self.order > 1:
+        if self.order > 1 or self.prediction == "noise":
             check_finite(sde)
 
     def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:

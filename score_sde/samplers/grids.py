@@ -3,7 +3,7 @@ r"""Time grids: decreasing float64 arrays of `steps + 1` times, built with NumPy
     uniform       t
     log_snr       λ = log(α/σ); "logSNR" of DPM-Solver, "exponential" (geometric in σ̄) of k-diffusion
     exponential   −λ is σ̄'s logarithm: log σ̄_i = log σ̄_min + u^ρ (log σ̄_max − log σ̄_min), k-diffusion's polyexponential;
-                  ρ = 1 is `log_snr`
+                  ρ = 1, its own, is `log_snr`; times near the end come as close as u^ρ does
     karras        σ̄^{1/ρ}, ρ = 7 by default (Karras et al. 2022, eq. 5)
     edm           the same over EDM's range alone, σ̄ from 80 to 0.002, or the process's where that is narrower
     quadratic     √t (Song, Meng & Ermon 2021)
@@ -28,6 +28,7 @@ from score_sde.samplers.schedule import Schedule
 from score_sde.sde import SDE, Process, check_kind
 
 EDM_RANGE = (0.002, 80.0)  # of σ̄
+OWN_RHO = {"karras": 7.0, "edm": 7.0, "exponential": 1.0}
 
 
 class Span(NamedTuple):
@@ -100,6 +101,7 @@ def trailing(span: Span) -> Grid:
     """A chain's steps counted from its last."""
     chain = _chain(span, "trailing")
     index = np.round(np.linspace(len(chain), 0, span.steps, endpoint=False)).astype(int) - 1
+    index = np.maximum(index, np.arange(span.steps, 0, -1))  # with nearly all of the steps, rounding comes down early
     return np.concatenate([chain[index], chain[:1]])
 
 

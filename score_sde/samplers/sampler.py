@@ -9,21 +9,22 @@ import numpy as np
 from score_sde import rng
 from score_sde.errors import Checks, UserError
 from score_sde.samplers.base import LAST_STEPS, Grid, Plan, Samples, Solver, check_grid, run
-from score_sde.samplers.grids import GRIDS, Span
+from score_sde.samplers.grids import GRIDS, OWN_RHO, Span
 from score_sde.sde import SDE, Process
 from score_sde.typing import Data, Keys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """grid: a row of `GRIDS`, over the whole of the process. rho: of the grids karras, edm and exponential.
+    """grid: a row of `GRIDS`, over the whole of the process. rho: of the grids karras, edm and exponential, 0 for the
+    grid's own: 7, 7 and 1.
 
     times: a grid of one's own, decreasing, instead; `steps` and `grid` say nothing then. last: see `samplers.base`.
     """
 
     solver: Solver = dataclasses.field(metadata={"setting": False})
     grid: str = "uniform"
-    rho: float = 7.0
+    rho: float = 0.0
     steps: int = 100
     times: tuple[float, ...] = ()
     last: str = "none"
@@ -33,7 +34,7 @@ class Sampler:
             check.name("grid", self.grid, GRIDS)
             check.name("last-step rule", self.last, LAST_STEPS)
             check.that(1 <= self.steps <= 1_000_000, f"steps must lie in [1, 1000000], not {self.steps}")
-            check.that(0 < self.rho <= 1000, f"rho must lie in (0, 1000], not {self.rho}")
+            check.that(0 <= self.rho <= 1000, f"rho must lie in [0, 1000], not {self.rho}")
 
     def check_process(self, sde: Process) -> None:
         """Raises UserError where the solver or the grid cannot be used on the process."""
@@ -46,7 +47,8 @@ class Sampler:
         if not sde.t_min < start <= sde.T:
             raise UserError(f"sampling must start in (t_min, T] = ({sde.t_min}, {sde.T}], not at {start}")
         if not self.times:
-            return check_grid(GRIDS[self.grid](Span(sde, start, sde.t_min, self.steps, self.rho)))
+            rho = self.rho or OWN_RHO.get(self.grid, 1.0)
+            return check_grid(GRIDS[self.grid](Span(sde, start, sde.t_min, self.steps, rho)))
         grid = check_grid(np.asarray(self.times))
         if grid[-1] < sde.t_min or grid[0] > sde.T:
             raise UserError(f"times must lie in [t_min, T] = [{sde.t_min}, {sde.T}]")

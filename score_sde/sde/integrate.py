@@ -21,10 +21,23 @@ METHODS: dict[str, Callable[[], diffrax.AbstractRungeKutta]] = {
 FIRST_STEP = 0.01  # of the interval; a first step that is too long is rejected and shortened
 
 
-class _CountFirstAttempts(diffrax.AbstractStepSizeController):
+class _CountFirstAttempts(diffrax.AbstractAdaptiveStepSizeController):
     """A controller that also counts the attempts at the first step, the accepted one included."""
 
     controller: diffrax.PIDController
+
+    # What an implicit method takes its own tolerances from.
+    @property
+    def rtol(self):
+        return self.controller.rtol
+
+    @property
+    def atol(self):
+        return self.controller.atol
+
+    @property
+    def norm(self):
+        return self.controller.norm
 
     def wrap(self, direction):
         return _CountFirstAttempts(self.controller.wrap(direction))
@@ -71,7 +84,7 @@ def integrate(
     # "First same as last": an attempted step takes its first stage from the step before. Before any step was accepted
     # there is none before: each attempt at the first step evaluates all stages.
     solver = METHODS[method]()
-    stages = solver.tableau.num_stages - solver.tableau.fsal
+    stages = solver.tableau.num_stages - int(solver.tableau.fsal)
 
     def solve(y, args):
         solution = diffrax.diffeqsolve(
@@ -93,7 +106,7 @@ def integrate(
         finite = jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), last))
         last = jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), last)
         _, first_attempts, _ = solution.controller_state
-        evaluations = stages * solution.stats["num_steps"] + solver.tableau.fsal * first_attempts
+        evaluations = stages * solution.stats["num_steps"] + int(solver.tableau.fsal) * first_attempts
         return Solution(last, evaluations, failed | ~finite)
 
     return jax.vmap(solve)(y_0, arguments)
