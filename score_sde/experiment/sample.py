@@ -1,10 +1,12 @@
 """--mode=sample: samples from the newest checkpoint with each configured sampler; other tasks are in `encode`.
 
 `samples/NAME.npz` holds `samples` (float32, the solver's output), `image` (uint8 levels), `evaluations` (int32, network
-evaluations spent on each) and the record of how they were made; `samples/NAME.png` the first of them as a grid.
+evaluations spent on each), `order` (with which the solver converges as it was set, NaN where it has none) and the record of
+how they were made; `samples/NAME.png` the first of them as a grid.
 """
 
 import json
+import math
 import time
 from typing import Any
 
@@ -94,13 +96,16 @@ def _run_one(
         "seconds": np.float64(seconds),
         "compile_seconds": np.float64(compile_seconds),
         "failed": np.int64(failed),
+        "order": np.float64(math.nan if sampler.solver.convergence is None else sampler.solver.convergence),
     }
     if jax.process_index() == 0:
         path = experiment.workdir.samples / f"{name}.npz"
         write_png(path.with_suffix(".png"), grid(experiment.to_uint8(arrays["image"][:GRID_IMAGES])))
         write_arrays(path, arrays)
     discard(folder)
-    say(f"sample: {name}: {total} samples, {arrays['evaluations'].mean():.0f} evaluations each, {seconds:.1f} s")
+    order = sampler.solver.convergence
+    kind = "" if order is None else f", order {order:g}{' (weak)' if sampler.solver.stochastic else ''}"
+    say(f"sample: {name}: {total} samples, {arrays['evaluations'].mean():.0f} evaluations each, {seconds:.1f} s{kind}")
 
 
 def _compile(experiment: Experiment, sampler: Sampler, params: Params, plan: Plan):
