@@ -24,7 +24,7 @@ from score_sde.samplers.linear import Tape, Vector, combine
 from score_sde.samplers.schedule import Level
 
 PREDICTIONS = ("data", "noise")
-GAUSS_NODES = 24  # exact to 1e-14 for |(1 + η²) h| up to 20
+GAUSS = np.polynomial.legendre.leggauss(24)  # on [−1, 1]; exact to 1e-14 for |(1 + η²) h| up to 20
 
 
 class Node(NamedTuple):
@@ -60,7 +60,7 @@ def weights(prediction: str, t: Level, s: Level, nodes: list[float], eta: float 
     """Of the polynomial in λ through predictions at these λ."""
     if len(nodes) == 1:
         return [whole(prediction, t, s, eta)]
-    abscissae, gauss = np.polynomial.legendre.leggauss(GAUSS_NODES)
+    abscissae, gauss = GAUSS
     h = s.lambda_t - t.lambda_t
     points = t.lambda_t + 0.5 * h * (1 + abscissae)
     left = s.lambda_t - points
