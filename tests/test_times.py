@@ -14,7 +14,8 @@ from score_sde import rng
 from score_sde.denoiser import Denoiser
 from score_sde.errors import UserError
 from score_sde.losses import OBJECTIVES, TIMES, WEIGHTINGS, Times
-from score_sde.sde import DDPM, PROCESSES, SMLD, Options
+from score_sde.losses.times import cut_normal
+from score_sde.sde import AUGMENTED, DDPM, PROCESSES, SMLD, Options
 from tests import levels
 
 NAMES = sorted(PROCESSES)
@@ -104,6 +105,41 @@ def test_the_law_is_exact(name, times):
         distance = np.abs(cdf(sde, times)(inside) - EVEN).max()
     # float32 holds log_snr to 1e-6 and tails of a normal, 1 − u, to 6e-8: far below a cell.
     assert distance < 1.2e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "mean", "std"),
+    [
+        *(("edm", "log_normal", mean, std) for mean in (-50.0, -12.0, 8.0, 50.0) for std in (0.5, 1.2, 30.0)),
+        ("edm", "log_normal", 0.0, 1000.0),
+        *(("rectified_flow", "logit_normal", mean, std) for mean, std in ((-50.0, 0.5), (-12.0, 1.0), (6.0, 0.5))),
+    ],
+)
+def test_the_law_of_a_normal_is_exact_however_far_from_its_bounds(name, times, mean, std):
+    """Kolmogorov's distance again. log σ̄ lies in [−6.2, 4.4], logit(t/T) above −6.9: 90 standard deviations away."""
+    sde, distribution = PROCESSES[name](), TIMES[times](mean=mean, std=std)
+    distribution.check(sde)
+    t, _ = jax.jit(lambda u: distribution(sde, u, ()))(jnp.asarray([*EVEN, 0.0, LAST], jnp.float32))
+    t = np.clip(np.asarray(t, np.float64), sde.t_min, sde.T)
+    value = np.log if times == "log_normal" else lambda t: scipy.special.logit(t / sde.T)
+    with np.errstate(divide="ignore"):
+        low, high = ((value(end) - mean) / std for end in (sde.t_min, sde.T))
+        law = scipy.stats.truncnorm.cdf((value(t) - mean) / std, low, high)
+    assert np.abs(law - [*EVEN, 0.0, LAST]).max() < 1.2e-4
+
+
+def test_a_normal_has_a_derivative_in_its_bounds():
+    """They are learned where the process is. By finite differences in float64; at the extreme u, too."""
+    mean, u = (values.reshape(-1) for values in np.meshgrid([-1.2, 8.0, 30.0, -40.0], [0.0, 0.3, 0.9, LAST]))
+    ends, h = np.tile([[-6.0], [4.0]], len(u)), 1e-5
+    drawn = jax.jit(lambda ends, mean, u: cut_normal(u, mean, 1.2, *ends))
+    total = jax.jit(jax.grad(lambda *arguments: drawn(*arguments).sum()))
+    found = total(*(jnp.asarray(values, jnp.float32) for values in (ends, mean, u)))
+    with jax.enable_x64(True):
+        steps = [ends + sign * h * np.eye(2)[:, [end]] for end in (0, 1) for sign in (1, -1)]
+        low_up, low_down, high_up, high_down = (np.asarray(drawn(step, mean, u)) for step in steps)
+    expected = np.stack([low_up - low_down, high_up - high_down]) / (2 * h)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(CHAINS))
@@ -350,6 +386,9 @@ def test_times_that_a_process_does_not_have():
     ("times", "settings"),
     [
         ("log_normal", {"std": 0.0}),
+        ("log_normal", {"std": 1001.0}),
+        ("log_normal", {"mean": float("inf")}),
+        ("logit_normal", {"mean": float("nan")}),
         ("logit_normal", {"std": -1.0}),
         ("loss_second_moment", {"bins": 1}),
         ("loss_second_moment", {"kept": 0}),
@@ -360,6 +399,21 @@ def test_times_that_a_process_does_not_have():
 def test_bad_settings_are_refused(times, settings):
     with pytest.raises(UserError, match=f"{next(iter(settings))} must"):
         TIMES[times](**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "settings"),
+    [
+        ("edm", "log_normal", {"mean": 1e6}),
+        ("edm", "log_normal", {"mean": -1e30}),
+        ("edm", "log_normal", {"std": 1e-5}),
+        ("rectified_flow", "logit_normal", {"mean": 20.0}),  # where t rounds to T
+        ("cld", "logit_normal", {"std": 1000.0}),
+    ],
+)
+def test_a_normal_of_times_that_float32_does_not_tell_apart_is_refused(name, times, settings):
+    with pytest.raises(UserError, match=r"half of the times between .* float32 can hardly tell apart"):
+        TIMES[times](**settings).check({**PROCESSES, **AUGMENTED}[name]())
 
 
 def test_steps_stay_between_t_min_and_the_end():
