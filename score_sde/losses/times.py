@@ -26,7 +26,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from score_sde import rng
 from score_sde.errors import Checks, UserError
@@ -36,6 +36,7 @@ from score_sde.typing import Keys, PerSample, Time
 TAIL = 5.0  # standard deviations
 NEWTON_STEPS = 2
 LARGEST_STD = 1000.0  # of a normal much wider than its bounds, float32 has too few digits between them
+CELLS = 2**23  # how many values a uniform float32 number is drawn from
 CLOSEST = 3e-5  # in units of t: of so narrow a law float32, with steps of up to 5e-7, still keeps a hundredth
 
 
@@ -236,6 +237,9 @@ class LossSecondMoment(Distribution):
     """By bins of t: the root mean square of the bin's last `kept` losses, mixed with `uniform_share` of the uniform.
 
     Uniform until every bin has `kept`. The defaults are the paper's, with bins in place of its steps.
+
+    A uniform u is one of 2²³ numbers, the cells. Each bin is given one of them, and a whole number of the others, in
+    proportion to its probability but for rounding. The factor is that of its cells: exact for any number of bins.
     """
 
     bins: int = 100
@@ -253,21 +257,27 @@ class LossSecondMoment(Distribution):
         return History(jnp.zeros((self.bins, self.kept), jnp.float32), jnp.zeros(self.bins, jnp.int32))
 
     def probabilities(self, state: History) -> Float[Array, "bins"]:
-        """Of each bin."""
+        """Of each bin, before they are rounded to whole cells."""
         root = jnp.sqrt(jnp.mean(state.squares, axis=1))
         learned = root / jnp.maximum(jnp.sum(root), jnp.finfo(jnp.float32).tiny)
         mixed = (1 - self.uniform_share) * learned + self.uniform_share / self.bins
-        ready = jnp.all(state.counts >= self.kept) & (jnp.sum(root) > 0)
-        return jnp.where(ready, mixed, 1 / self.bins)
+        return jnp.where(self._ready(state), mixed, 1 / self.bins)
 
     def __call__(self, sde: Process, u: PerSample, state: History) -> tuple[Time, PerSample]:
-        probability = self.probabilities(state)
-        edges = jnp.concatenate([jnp.zeros(1), jnp.cumsum(probability)])
-        edges = edges / edges[-1]
-        bin_ = jnp.clip(jnp.searchsorted(edges, u, side="right") - 1, 0, self.bins - 1)
-        inside = (u - edges[bin_]) / (edges[bin_ + 1] - edges[bin_])
-        share = (bin_.astype(u.dtype) + jnp.clip(inside, 0, 1)) / self.bins
-        return _between(sde, share), 1 / (self.bins * probability[bin_])
+        below = jax.lax.cummax(jnp.cumsum(self.probabilities(state)))  # rounding alone could make it fall
+        spare = jnp.round((CELLS - self.bins) * (below / below[-1])).astype(jnp.int32)
+        edges = jnp.concatenate([jnp.zeros(1, jnp.int32), spare + jnp.arange(1, self.bins + 1, dtype=jnp.int32)])
+        cell = jnp.floor(u * CELLS).astype(jnp.int32)
+        bin_ = jnp.searchsorted(edges, cell, side="right") - 1
+        cells = (edges[bin_ + 1] - edges[bin_]).astype(u.dtype)
+        inside = ((cell - edges[bin_]).astype(u.dtype) + 0.5) / cells
+        share = (bin_.astype(u.dtype) + inside) / self.bins
+        ready = self._ready(state)
+        factor = jnp.where(ready, CELLS / (self.bins * cells), 1.0)
+        return _between(sde, jnp.where(ready, share, u)), factor
+
+    def _ready(self, state: History) -> Bool[Array, ""]:
+        return jnp.all(state.counts >= self.kept) & jnp.any(state.squares > 0)
 
     def update(self, state: History, sde: Process, t: Time, loss: PerSample) -> History:
         bin_ = jnp.clip(((t - sde.t_min) / (sde.T - sde.t_min) * self.bins).astype(jnp.int32), 0, self.bins - 1)
