@@ -10,44 +10,7 @@ import pytest
 
 from tests import program
 
-COMPILED = "/jax/core/compile/backend_compile_duration"
 TOO_LONG = "x" * 300  # longer than a file name may be
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    return program.finished_run(tmp_path_factory)
-
-
-@pytest.fixture
-def compilations(monkeypatch):
-    """How many programs were compiled since."""
-    counted = []
-    active = [True]
-
-    def listener(event, _seconds, **_):
-        if active and event == COMPILED:
-            counted.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    yield counted
-    active.clear()
-
-
-def refuse(arguments: list[str], directory: Path, capsys, compilations) -> str:
-    """The line that main.py prints; checks that it is one, the status, and that nothing was compiled or changed."""
-    before = program.snapshot(directory)
-    capsys.readouterr()
-    compilations.clear()
-    assert program.main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert err.endswith("\n")
-    assert compilations == []
-    assert program.snapshot(directory) == before
-    return err
 
 
 def test_compilations_are_counted(compilations):
@@ -134,16 +97,16 @@ OVERRIDES = {
 
 
 @pytest.mark.parametrize("name", OVERRIDES)
-def test_bad_override(name, tmp_path, capsys, compilations):
+def test_bad_override(name, tmp_path, refuse):
     overrides, parts = OVERRIDES[name]
     workdir = tmp_path / "new"
-    line = refuse(program.flags(workdir, "train", *program.TINY, *overrides), tmp_path, capsys, compilations)
+    line = refuse(program.flags(workdir, "train", *program.TINY, *overrides), tmp_path)
     for part in parts:
         assert part in line
     assert not workdir.exists()
 
 
-def test_bad_flags(tmp_path, capsys, compilations):
+def test_bad_flags(tmp_path, refuse):
     workdir, config = f"--workdir={tmp_path / 'new'}", f"--config={program.CONFIG}"
     for arguments, parts in [
         ([config, workdir, "--mode=smaple"], ["unknown mode 'smaple'", "did you mean 'sample'"]),
@@ -161,7 +124,7 @@ def test_bad_flags(tmp_path, capsys, compilations):
         ([workdir, f"--config={tmp_path}"], ["there is no file"]),
         ([workdir, f"--config={program.ROOT / 'pyproject.toml'}"], ["not a Python file"]),
     ]:
-        line = refuse(arguments, tmp_path, capsys, compilations)
+        line = refuse(arguments, tmp_path)
         for part in parts:
             assert part in line, (arguments, line)
 
@@ -173,10 +136,9 @@ def test_bad_flags(tmp_path, capsys, compilations):
         ("--config.sde.t_min=1e-43", ["sde: ", "in float32 at t_min"]),
     ],
 )
-def test_what_float32_does_not_hold(override, words, tmp_path, capsys):
+def test_what_float32_does_not_hold(override, words, tmp_path, refuse):
     """Said after the process's few coefficients were computed, and before anything is changed."""
-    uncounted: list[str] = []
-    line = refuse(program.flags(tmp_path / "new", "train", override), tmp_path, capsys, uncounted)
+    line = refuse(program.flags(tmp_path / "new", "train", override), tmp_path, compiles=True)
     for word in words:
         assert word in line
 
@@ -246,12 +208,11 @@ COMBINATIONS = {
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_what_does_not_go_together(name, tmp_path, capsys):
+def test_what_does_not_go_together(name, tmp_path, refuse):
     """All of it is named in one line, after no more than the process's coefficients were computed."""
     overrides, words = COMBINATIONS[name]
-    uncounted: list[str] = []
     arguments = program.flags(tmp_path / "new", "train", *program.TINY, *overrides)
-    line = refuse(arguments, tmp_path, capsys, uncounted)
+    line = refuse(arguments, tmp_path, compiles=True)
     for word in words:
         assert word in line
 
@@ -280,95 +241,78 @@ CONFIG_FILES = {
 
 
 @pytest.mark.parametrize("name", CONFIG_FILES)
-def test_bad_config_file(name, tmp_path, capsys, compilations):
+def test_bad_config_file(name, tmp_path, refuse):
     text, parts = CONFIG_FILES[name]
     path = tmp_path / "config.py"
     path.write_text(text)
     (tmp_path / "__pycache__").mkdir()  # importing the file may write there; that is no change of the workdir
     workdir = tmp_path / "runs" / "new"
     (tmp_path / "runs").mkdir()
-    line = refuse(program.flags(workdir, "train", config=path), tmp_path / "runs", capsys, compilations)
+    line = refuse(program.flags(workdir, "train", config=path), tmp_path / "runs")
     for part in parts:
         assert part in line
 
 
-def test_bad_workdir(tmp_path, capsys, compilations):
+def test_bad_workdir(tmp_path, refuse):
     file = tmp_path / "file"
     file.write_text("mine")
     for path in (file, file / "x", file / "x" / "y", tmp_path / TOO_LONG):
-        line = refuse(program.flags(path, "train", *program.TINY), tmp_path, capsys, compilations)
+        line = refuse(program.flags(path, "train", *program.TINY), tmp_path)
         assert "--workdir=" in line
 
 
 @pytest.mark.parametrize("mode", ["sample", "evaluate", "likelihood"])
-def test_no_checkpoint(mode, tmp_path, capsys, compilations):
+def test_no_checkpoint(mode, tmp_path, refuse):
     new, empty = tmp_path / "new", tmp_path / "empty"
     (empty / "checkpoints").mkdir(parents=True)
-    line = refuse(program.flags(new, mode, *program.TINY), tmp_path, capsys, compilations)
+    line = refuse(program.flags(new, mode, *program.TINY), tmp_path)
     assert "--mode=train first" in line
     # The same where training was begun and killed before its first checkpoint.
-    experiment_config(empty)
-    line = refuse(program.flags(empty, mode, *program.TINY), tmp_path, capsys, compilations)
+    (empty / "config.json").write_text(json.dumps(program.experiment(empty, *program.TINY).config))
+    line = refuse(program.flags(empty, mode, *program.TINY), tmp_path)
     assert "no checkpoint in" in line
     assert "--mode=train first" in line
 
 
-def experiment_config(workdir: Path) -> None:
-    """Writes the config.json that `program.TINY` makes."""
-    from score_sde import build
-
-    overrides = dict(flag.removeprefix("--config.").split("=", 1) for flag in program.TINY)
-    config = build.build(build.load_config(str(program.CONFIG)), overrides, workdir, "").config
-    (workdir / "config.json").write_text(json.dumps(config))
-
-
 @pytest.mark.parametrize("mode", ["all", "train", "sample", "evaluate", "likelihood"])
-def test_workdir_of_another_config(mode, finished, tmp_path, capsys, compilations):
-    workdir = tmp_path / "copy"
-    shutil.copytree(finished, workdir)
+def test_workdir_of_another_config(mode, workdir, tmp_path, refuse):
     other = ("--config.sde.beta_max=19.5", "--config.training.batch_size=32")
-    line = refuse(program.flags(workdir, mode, *program.FINISHED, *other), tmp_path, capsys, compilations)
+    line = refuse(program.flags(workdir, mode, *program.FINISHED, *other), tmp_path)
     assert "is of another config" in line
     assert "sde.beta_max is 20.0 there and 19.5 here" in line
     assert "training.batch_size is 16 there and 32 here" in line
 
 
 @pytest.mark.parametrize("mode", ["all", "train", "sample"])
-def test_checkpoint_that_does_not_fit(mode, finished, tmp_path, capsys, compilations):
-    workdir = tmp_path / "copy"
-    shutil.copytree(finished, workdir)
+def test_checkpoint_that_does_not_fit(mode, workdir, tmp_path, refuse):
     config = json.loads((workdir / "config.json").read_text())
     config["model"]["channels"] = 12
     (workdir / "config.json").write_text(json.dumps(config))
     other = "--config.model.channels=12"
-    line = refuse(program.flags(workdir, mode, *program.FINISHED, other), tmp_path, capsys, compilations)
+    line = refuse(program.flags(workdir, mode, *program.FINISHED, other), tmp_path)
     assert "does not fit the config" in line
     assert "conv_in.bias is (8,) in the checkpoint and (12,) by the config" in line
 
 
-def test_config_json_that_is_damaged(finished, tmp_path, capsys, compilations):
-    workdir = tmp_path / "copy"
-    shutil.copytree(finished, workdir)
+def test_config_json_that_is_damaged(workdir, tmp_path, refuse):
     for text in ('{"seed": 0', "[]", "3", '{"seed": 0, "sde": null}'):
         (workdir / "config.json").write_text(text)
-        line = refuse(program.flags(workdir, "sample", *program.FINISHED), tmp_path, capsys, compilations)
+        line = refuse(program.flags(workdir, "sample", *program.FINISHED), tmp_path)
         assert "config" in line
 
 
-def test_workdir_with_a_file_for_a_directory(finished, tmp_path, capsys, compilations):
+def test_workdir_with_a_file_for_a_directory(finished, tmp_path, refuse):
     workdir = tmp_path / "copy"
     workdir.mkdir()
     shutil.copy(finished / "config.json", workdir)
     (workdir / "checkpoints").write_text("not a directory")
-    refuse(program.flags(workdir, "train", *program.FINISHED), tmp_path, capsys, compilations)
+    refuse(program.flags(workdir, "train", *program.FINISHED), tmp_path)
 
 
-def test_evaluation_of_one_sample(finished, tmp_path, capsys, compilations):
+def test_evaluation_of_one_sample(workdir, tmp_path, refuse):
     """The Fréchet distance needs two."""
-    workdir = tmp_path / "copy"
-    shutil.copytree(finished, workdir)
     one = "--config.sampling.num_samples=1"
-    line = refuse(program.flags(workdir, "evaluate", *program.FINISHED, one), tmp_path, capsys, compilations)
+    line = refuse(program.flags(workdir, "evaluate", *program.FINISHED, one), tmp_path)
     assert "num_samples" in line
 
 
@@ -409,16 +353,16 @@ def test_help(capsys):
         assert word in out
 
 
-def test_overrides_in_two_words(tmp_path, capsys, compilations):
+def test_overrides_in_two_words(tmp_path, refuse):
     """`--config.a.b VALUE` is `--config.a.b=VALUE`, a negative number too."""
     arguments = program.flags(tmp_path / "new", "train", "--config.mesh.data", "-3", "--config.seed", "x")
-    line = refuse(arguments, tmp_path, capsys, compilations)
+    line = refuse(arguments, tmp_path)
     assert "-3" in line
     assert "seed: must be an integer, not x" in line
 
 
-def test_works_from_any_directory(tmp_path, monkeypatch, capsys, compilations):
+def test_works_from_any_directory(tmp_path, monkeypatch, refuse):
     monkeypatch.chdir(tmp_path)
-    line = refuse(program.flags(Path("new"), "train", "--config.seed=x"), tmp_path, capsys, compilations)
+    line = refuse(program.flags(Path("new"), "train", "--config.seed=x"), tmp_path)
     assert "seed" in line
     assert os.listdir(tmp_path) == []

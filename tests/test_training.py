@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from score_sde import build
 from score_sde.data import Levels
 from score_sde.denoiser import Model, Parameterisation
 from score_sde.errors import RunFailed, UserError
@@ -25,12 +23,7 @@ from score_sde.training.state import TrainState, Window
 from score_sde.training.step import NO_LABEL, make_step
 from tests import program
 
-
-@pytest.fixture(autouse=True)
-def jax_rules():
-    """optax does not hold under strict promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("jax_rules")
 
 
 class TestAverage:
@@ -367,15 +360,10 @@ def test_host_reads_only_to_log_or_save(bad_step):
     assert read_before == {5, 10, 12, 15, 20, 24, 25, 30}
 
 
-def experiment(workdir: Path, *overrides: str):
-    pairs = dict(flag.removeprefix("--config.").split("=", 1) for flag in (*program.TINY_TRAINING, *overrides))
-    return build.build(build.load_config(str(program.CONFIG)), pairs, workdir, "")
-
-
 def test_compiled_step_calls_no_host_and_takes_over_the_state(tmp_path):
     from score_sde.experiment import train
 
-    built = experiment(tmp_path)
+    built = program.experiment(tmp_path, *program.TINY_TRAINING)
     state = jax.jit(built.init_state)()
     batch = {"image": jnp.asarray(built.train_records.arrays["image"][:16])}
     step = train._compile(built)
