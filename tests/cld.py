@@ -4,6 +4,8 @@ A Gaussian stays one: z_t ~ N(Φ (μ, 0), Φ diag(s², γ M) Φᵀ + Q). Its sco
 are closed forms, built here in float64 from `scipy.linalg.expm` and Gauss quadrature, not from the code under test.
 """
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
@@ -21,6 +23,7 @@ def drift(sde):
     return np.array([[0, sde.beta / sde.mass], [-sde.beta, -2 * np.sqrt(sde.mass) * sde.beta / sde.mass]])
 
 
+@functools.cache
 def paths(sde, duration):
     """Gauss quadrature over r in [0, duration]: its weights, and Φ(r) G, `(nodes, 2)`."""
     nodes, weights = np.polynomial.legendre.leggauss(60)

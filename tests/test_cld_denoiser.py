@@ -63,23 +63,29 @@ def test_every_prediction_gives_the_same_denoiser(dtype):
 
 def test_the_reverse_family_keeps_the_marginals():
     """For a Gaussian, d/dt of mean and covariance under `reverse` is that of the forward process, for any η."""
-    sde, etas = CLD(), (0.0, 0.5, 1.0)
-    with jax.enable_x64(True):
-        t = jnp.asarray(np.linspace(sde.t_min, sde.T, 9))
+    sde = CLD()
+    denoiser = cld.denoiser(sde)
+
+    def evaluate(t):
         (mean, covariance), rates = jax.jvp(lambda s: cld.moments(sde, s), (t,), (jnp.ones_like(t),))
-        mean_rate, covariance_rate = map(np.asarray, rates)
-        for eta in etas:
-            drift = lambda z, eta=eta: cld.denoiser(sde).reverse(z, t, eta)
-            centre, diffusion = drift(mean)
-            columns = [np.asarray(drift(mean + unit[None])[0] - centre) for unit in jnp.eye(2)]
-            slope = np.stack(columns, axis=2)
-            np.testing.assert_allclose(centre, mean_rate, rtol=1e-9, atol=1e-10)
-            change = slope @ np.asarray(covariance)
-            change = change + np.swapaxes(change, 1, 2)
-            change[:, 1, 1] -= np.asarray(diffusion)[:, 0] ** 2
-            # A difference of terms as large as g² (1 + η²) and the score's slope 1/(γ M) = 100 times that.
-            np.testing.assert_allclose(change, covariance_rate, rtol=1e-9, atol=1e-9)
-        np.testing.assert_array_equal(cld.denoiser(sde).velocity(mean, t), drift(mean, 0.0)[0])
+        family = {}
+        for eta in (0.0, 0.5, 1.0):
+            centre, diffusion = denoiser.reverse(mean, t, eta)
+            columns = [denoiser.reverse(mean + unit[None], t, eta)[0] - centre for unit in jnp.eye(2)]
+            family[eta] = centre, diffusion, jnp.stack(columns, axis=2)
+        return covariance, rates, family, denoiser.velocity(mean, t)
+
+    with jax.enable_x64(True):
+        found = jax.jit(evaluate)(jnp.asarray(np.linspace(sde.t_min, sde.T, 9)))
+    covariance, (mean_rate, covariance_rate), family, velocity = jax.tree.map(np.asarray, found)
+    for centre, diffusion, slope in family.values():
+        np.testing.assert_allclose(centre, mean_rate, rtol=1e-9, atol=1e-10)
+        change = slope @ covariance
+        change = change + np.swapaxes(change, 1, 2)
+        change[:, 1, 1] -= diffusion[:, 0] ** 2
+        # A difference of terms as large as g² (1 + η²) and the score's slope 1/(γ M) = 100 times that.
+        np.testing.assert_allclose(change, covariance_rate, rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(velocity, family[0.0][0])
 
 
 def test_a_network_sees_the_state_and_the_label():
@@ -132,14 +138,13 @@ def test_the_minimiser_is_the_exact_score(given, weighting):
             sde=sde, function=lambda z, t, _: cld.score(sde, z, t)[:, 1:] + shift(z), prediction="score"
         )
         loss = Hybrid(given=given)(denoiser, WEIGHTINGS[weighting](), x_0, None, keys, t, 2 * jnp.ones_like(t))
-        return jnp.stack([loss.total, loss.at_time])
+        value = jnp.stack([loss.total, loss.at_time])
+        return value, value
 
-    both = jax.jit(
-        lambda x_0, keys, t: (losses(jnp.zeros(3), x_0, keys, t), jax.jacfwd(losses)(jnp.zeros(3), x_0, keys, t))
-    )
+    both = jax.jit(lambda x_0, keys, t: jax.jacfwd(losses, has_aux=True)(jnp.zeros(3), x_0, keys, t))
     for time in (0.02, 0.25, 0.8):
         t = jnp.full(count, time)
-        values, gradients = (np.asarray(v, np.float64) for v in both(x_0, keys, t))
+        gradients, values = (np.asarray(v, np.float64) for v in both(x_0, keys, t))
         np.testing.assert_allclose(values[0], 2 * values[1], rtol=1e-6)  # the factor
         value, gradient = values[1], gradients[1]
         assert value.shape == (count,)
@@ -156,13 +161,14 @@ def test_the_minimiser_is_the_exact_score(given, weighting):
 
 def test_a_loss_does_not_depend_on_its_batch():
     sde, keys = CLD(), cld.keys(8, "batch")
-    for given in ("x_0", "z_0"):
-        parts = []
-        for part in (slice(None), slice(3, 4)):
-            count = len(keys[part])
-            t, x_0 = jnp.full(count, 0.3), jnp.zeros((count, 2, 1))
-            args = (WEIGHTINGS["sigma2"](), x_0, None, keys[part], t, jnp.ones(count))
-            denoiser = AugmentedDenoiser(sde=sde, function=lambda z, t, condition: sde.data_of(z))
-            parts.append(np.asarray(Hybrid(given=given)(denoiser, *args).total))
-        assert parts[0].shape == (8,)
-        np.testing.assert_allclose(parts[0][3:4], parts[1], rtol=1e-5)
+    denoiser = AugmentedDenoiser(sde=sde, function=lambda z, t, condition: sde.data_of(z))
+
+    @jax.jit
+    def losses(keys):
+        t, x_0 = jnp.full(len(keys), 0.3), jnp.zeros((len(keys), 2, 1))
+        args = (WEIGHTINGS["sigma2"](), x_0, None, keys, t, jnp.ones(len(keys)))
+        return [Hybrid(given=given)(denoiser, *args).total for given in ("x_0", "z_0")]
+
+    for whole, alone in zip(losses(keys), losses(keys[3:4]), strict=True):
+        assert whole.shape == (8,)
+        np.testing.assert_allclose(whole[3:4], alone, rtol=1e-5)

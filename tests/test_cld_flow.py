@@ -27,8 +27,9 @@ def test_the_flow_takes_the_prior_to_the_data_and_back():
     with jax.enable_x64(True):
         denoiser = cld.denoiser(sde)
         z_T = jnp.asarray([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-0.7, 0.4]])
-        there = jax.jit(lambda z: _flow(denoiser, z, sde.T, sde.t_min, 1e-8))(z_T)
-        back = jax.jit(lambda z: _flow(denoiser, z, sde.t_min, sde.T, 1e-8))(there.y)
+        solve = jax.jit(lambda z, t, s: _flow(denoiser, z, t, s, 1e-8))
+        there = solve(z_T, sde.T, sde.t_min)
+        back = solve(there.y, sde.t_min, sde.T)
         z = np.asarray(there.y)
     assert not np.any(there.failed)
     # The errors of a tolerance of 1e-8, and what the flow amplifies: the velocity's spread grows by √(1/γ) = 5.

@@ -1,5 +1,6 @@
 """Critically damped Langevin diffusion by config: what goes with it, what does not, and a whole run."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,12 +34,11 @@ def test_what_is_for_it_and_what_is_not():
     assert accepted(TIMES, sde) == {"uniform", "logit_normal", "loss_second_moment"}
     for name in accepted(WEIGHTINGS, sde):
         assert np.all(np.asarray(WEIGHTINGS[name]()(sde, t)) > 0)
-    for name in accepted(TIMES, sde):
-        for spread in (False, True):
-            times = Times(TIMES[name](), spread)
-            drawn, factor = times.draw(sde, cld.keys(64, name), times.distribution.init())
-            assert np.all((drawn >= np.float32(sde.t_min)) & (drawn <= sde.T))
-            np.testing.assert_allclose(factor, 1, rtol=1e-5)
+    every = [Times(TIMES[name](), spread) for name in accepted(TIMES, sde) for spread in (False, True)]
+    draw = jax.jit(lambda keys: [times.draw(sde, keys, times.distribution.init()) for times in every])
+    for drawn, factor in draw(cld.keys(64)):
+        assert np.all((drawn >= np.float32(sde.t_min)) & (drawn <= sde.T))
+        np.testing.assert_allclose(factor, 1, rtol=1e-5)
     for name in PREDICTIONS:
         Parameterisation(prediction=name).check(sde)
     Parameterisation(prediction="v").check(VP())

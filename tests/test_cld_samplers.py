@@ -1,5 +1,7 @@
 """Solvers of critically damped Langevin diffusion, by the law of their output on Gaussian data."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +17,8 @@ from tests import cld
 DRAWS = {AugmentedEulerMaruyama: [1], SSCS: [2, 2], SSCSMidpoint: [2, 2]}
 
 
-def _output_law(solver, start, grid, monkeypatch):
-    """Mean and covariance of the output for a start N(*start), without Monte-Carlo error.
+def _output_laws(solver, start, grids, monkeypatch):
+    """Mean and covariance of the output along each grid for a start N(*start), without Monte-Carlo error.
 
     A step is affine in the state and its noise, so that its images of unit vectors are its matrix. Noise is fed in by
     a `rng.normal` that hands out the unit vectors of each draw in turn.
@@ -39,30 +41,31 @@ def _output_law(solver, start, grid, monkeypatch):
 
     monkeypatch.setattr(rng, "normal", normal)
 
-    def body(law, times):
-        mean, covariance = law
+    @jax.jit
+    def step(carry, keys, mean, covariance, t, s):
         ones = jnp.ones(rows)
-        carry = solver.init(jnp.asarray(states), grid)
-        out = solver.step(carry, times[0] * ones, times[1] * ones, cld.keys(rows)).x
+        out = solver.step(carry, t * ones, s * ones, keys).x
         matrix, noise = (out[1:3] - out[:1]).T, (out[3:] - out[:1]).T
-        return (matrix @ mean + out[0], matrix @ covariance @ matrix.T + noise @ noise.T), None
+        return matrix @ mean + out[0], matrix @ covariance @ matrix.T + noise @ noise.T
 
-    pairs = jnp.asarray(np.stack([grid[:-1], grid[1:]], axis=1))
-    (mean, covariance), _ = jax.jit(lambda law: jax.lax.scan(body, law, pairs))(tuple(map(jnp.asarray, start)))
+    laws, keys = [], cld.keys(rows)
+    for grid in grids:
+        carry, law = solver.init(jnp.asarray(states), grid), start
+        for t, s in itertools.pairwise(grid):
+            law = step(carry, keys, *law, t, s)
+        laws.append(tuple(map(np.asarray, law)))
     monkeypatch.undo()
-    return np.asarray(mean), np.asarray(covariance)
+    return laws
 
 
 @pytest.mark.parametrize("solver", [AugmentedEulerMaruyama, SSCS, SSCSMidpoint], ids=lambda solver: solver.__name__)
 def test_weak_order(solver, monkeypatch):
     """Errors of the output's mean and covariance on a Gaussian, from the exact law at T, against the exact at t_min."""
-    steps, errors = (40, 80, 160), []
     start, end = cld.exact(cld.MILD, cld.MILD.T), cld.exact(cld.MILD, cld.MILD.t_min)
+    grids = [np.linspace(cld.MILD.T, cld.MILD.t_min, count + 1) for count in (40, 80, 160)]
     with jax.enable_x64(True):
-        for count in steps:
-            grid = np.linspace(cld.MILD.T, cld.MILD.t_min, count + 1)
-            mean, covariance = _output_law(solver(denoiser=cld.denoiser(cld.MILD)), start, grid, monkeypatch)
-            errors.append([np.abs(mean - end[0]).max(), np.abs(covariance - end[1]).max()])
+        laws = _output_laws(solver(denoiser=cld.denoiser(cld.MILD)), start, grids, monkeypatch)
+    errors = [[np.abs(mean - end[0]).max(), np.abs(covariance - end[1]).max()] for mean, covariance in laws]
     slopes = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
     print(f"\n{solver.__name__}: errors {errors}, slopes {slopes.tolist()}")
     # Between 80 and 160 steps the next order still adds to the slope a part of its size.
@@ -105,6 +108,7 @@ def test_an_equilibrium_step_of_the_splitting_is_exact(monkeypatch):
         denoiser = AugmentedDenoiser(
             sde=sde, function=lambda z, t, _: -sde.velocity_of(z) / sde.mass, prediction="score"
         )
-        mean, covariance = _output_law(SSCS(denoiser=denoiser), start, np.array([1.0, 0.4, 0.001]), monkeypatch)
+        grid = np.array([1.0, 0.4, 0.001])
+        ((mean, covariance),) = _output_laws(SSCS(denoiser=denoiser), start, [grid], monkeypatch)
     np.testing.assert_allclose(mean, start[0], atol=1e-14)
     np.testing.assert_allclose(covariance, start[1], atol=1e-13)

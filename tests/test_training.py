@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from score_sde.distributed.mesh import put_batch, replicated
 from score_sde.errors import RunFailed, UserError
 from score_sde.training import ema, loop
 from score_sde.training.duration import Duration
@@ -223,8 +224,9 @@ def test_compiled_step_calls_no_host_and_takes_over_the_state(tmp_path):
     from score_sde.experiment import train
 
     built = program.experiment(tmp_path, *program.TINY_TRAINING)
-    state = jax.jit(built.init_state)()
-    batch = {"image": jnp.asarray(built.train_records.arrays["image"][:16])}
+    # Laid out as in training, so that it is the program that trains.
+    state = jax.jit(built.init_state, out_shardings=replicated(built.mesh))()
+    batch = put_batch(built.mesh, {"image": built.train_records.arrays["image"][:16]})
     step = train._compile(built)
     text = step.lower(state, batch).as_text()
     assert "callback" not in text
