@@ -13,18 +13,6 @@ from score_sde.training.interrupt import Interrupted, StopRequest
 from score_sde.writers import MetricWriter
 from tests import program
 
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    return program.finished_run(tmp_path_factory)
-
-
-@pytest.fixture
-def workdir(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
-
-
 SAMPLERS = ("pc", "ode", "ddim")
 
 
