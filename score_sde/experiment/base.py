@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Int
 
 from score_sde import rng
 from score_sde.checkpoint import Checkpoints
@@ -29,7 +31,7 @@ from score_sde.training.duration import Duration
 from score_sde.training.loop import Training
 from score_sde.training.optimiser import Optimiser
 from score_sde.training.state import TrainState
-from score_sde.typing import Params
+from score_sde.typing import Condition, Params
 from score_sde.writers import say
 
 TASKS = ("generate", "reconstruct", "interpolate")
@@ -147,6 +149,20 @@ class Experiment:
     @property
     def levels(self) -> Levels:
         return Levels(self.source.levels, *self.source.range)
+
+    @property
+    def dimensions(self) -> int:
+        """Values of one sample."""
+        return math.prod(self.source.shape)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network takes labels."""
+        return self.network.settings.classes > 0
+
+    def condition(self, label: Int[Array, "batch"]) -> Condition:
+        """What the network is told of samples with these labels, `NO_LABEL` for none; None where it takes none."""
+        return {"label": label} if self.conditional else None
 
     @functools.cached_property
     def train_records(self) -> Records:
