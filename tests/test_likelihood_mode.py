@@ -77,6 +77,7 @@ class TestSplits:
         expected = 0.5 * (np.log2(2 * np.pi * sigma2) + 1 / np.log(2)) + np.log2(17 / 2)
         assert figures["test"]["bound"]["reconstruction"] == pytest.approx(expected, rel=1e-3)
         assert figures["test"]["importance_weighted"] is None
+        assert figures["conditional"] is False
         assert figures["seconds"] > 0
 
     def test_report_shows_the_bound(self, finished):

@@ -93,6 +93,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         "fingerprint": fingerprint,
         "step": step,
         "data": name,
+        "conditional": scored.conditional,
         name: _summary(experiment, on_data),
         "noise": _summary(experiment, on_noise),
         "uniform": math.log2(levels),
@@ -134,8 +135,14 @@ def line(figures: dict[str, Any]) -> str:
 
 
 def title(figures: dict[str, Any]) -> str:
-    """What the images are called."""
-    return f"the {figures['data']} split" if figures["data"] in SPLITS else "the folder's images"
+    """What the images are called, and whether they are scored given their labels."""
+    images = f"the {figures['data']} split" if figures["data"] in SPLITS else "the folder's images"
+    return f"{images} given its labels" if figures["conditional"] else images
+
+
+def noise_title(figures: dict[str, Any]) -> str:
+    """The same of pure noise, which has no label."""
+    return "pure noise without a label" if figures["conditional"] else "pure noise"
 
 
 def _name(data: str) -> str:
@@ -158,7 +165,7 @@ def _unlabelled(images: Images, names: list[str] | None = None) -> Scored:
 
 
 def _fingerprint(experiment: Experiment, step: int, scored: Scored) -> str:
-    content = hashlib.sha256(scored.images.tobytes()).hexdigest()
+    content = hashlib.sha256(scored.images.tobytes() + scored.labels.tobytes()).hexdigest()
     return experiment.fingerprint(step, experiment.likelihood, content, scored.names)
 
 

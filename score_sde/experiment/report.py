@@ -34,6 +34,7 @@ def write(experiment: Experiment, step: int) -> None:
         summary=summary,
         figure=_figure,
         likelihood_title=likelihood.title,
+        noise_title=likelihood.noise_title,
         pictures=_pictures(experiment, step),
         curve=_loss_curve(experiment.workdir.path / "metrics.jsonl"),
         command=experiment.command,
@@ -59,8 +60,8 @@ def table(summary: dict[str, Any]) -> str:
     bits = summary["likelihood"]
     if bits:
         lines.append(
-            f"likelihood: {likelihood.line(bits)}; pure noise {bits['noise']['bits_per_dim']:.2f}, "
-            f"uniform over the levels {bits['uniform']:.3f}"
+            f"likelihood: {likelihood.line(bits)}; {likelihood.noise_title(bits)} "
+            f"{bits['noise']['bits_per_dim']:.2f}, uniform over the levels {bits['uniform']:.3f}"
         )
     return "\n".join(lines)
 

@@ -29,6 +29,7 @@ from score_sde.losses.times import Importance
 from score_sde.sde import SDE
 from score_sde.training.dequantiser import dequantise
 from score_sde.training.interrupt import StopRequest
+from score_sde.training.step import NO_LABEL
 from score_sde.typing import Condition, Data, Keys, Params, PerSample
 
 Images = Integer[np.ndarray, "n height width channels"]
@@ -44,6 +45,11 @@ class Scored(NamedTuple):
     images: Images
     names: list[str]
     labels: Labels
+
+    @property
+    def conditional(self) -> bool:
+        """Whether what is scored is log p(x | label), each image with its own."""
+        return bool(np.any(self.labels != NO_LABEL))
 
 
 def has_bound(experiment: Experiment) -> bool:
