@@ -27,12 +27,17 @@ GRID_IMAGES = 100
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """The task that `sampling.task` names."""
-    (generate if experiment.sampling.task == "generate" else encode.run)(experiment, stop)
+    if experiment.sampling.task == "generate":
+        generate(*experiment.restore(), stop)
+    else:
+        encode.run(experiment, stop)
 
 
-def generate(experiment: Experiment, stop: StopRequest) -> None:
-    """Runs the samplers that have not been run on this checkpoint; reuses the results of those that have."""
-    experiment, step, params = experiment.restore()
+def generate(experiment: Experiment, step: int, params: Params, stop: StopRequest) -> None:
+    """Runs the samplers that have not been run on this checkpoint; reuses the results of those that have.
+
+    experiment, step, params: as `Experiment.restore` gives them.
+    """
     for name, sampler in experiment.samplers.items():
         record = record_of(experiment, step, name)
         if read(experiment, name, record) is not None:
