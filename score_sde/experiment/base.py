@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Integer
 
 from score_sde import rng
 from score_sde.checkpoint import Checkpoints
@@ -31,6 +31,7 @@ from score_sde.training.duration import Duration
 from score_sde.training.loop import Training
 from score_sde.training.optimiser import Optimiser
 from score_sde.training.state import TrainState
+from score_sde.training.step import NO_LABEL
 from score_sde.typing import Condition, Params
 from score_sde.writers import say
 
@@ -163,6 +164,11 @@ class Experiment:
     def condition(self, label: Int[Array, "batch"]) -> Condition:
         """What the network is told of samples with these labels, `NO_LABEL` for none; None where it takes none."""
         return {"label": label} if self.conditional else None
+
+    def labels_of(self, records: Records) -> Integer[np.ndarray, "n"]:
+        """The records' labels; `NO_LABEL` for each where the network takes none."""
+        own = records.arrays["label"] if self.conditional else np.full(len(records), NO_LABEL)
+        return own.astype(np.int32)
 
     @functools.cached_property
     def train_records(self) -> Records:

@@ -155,8 +155,7 @@ def _scored(experiment: Experiment) -> Scored:
         images, names = read_folder(Path(data), experiment.source.shape, experiment.source.levels)
         return _unlabelled(images, names)
     records = experiment.test_records if data == "test" else experiment.train_records
-    numbered = _unlabelled(records.arrays["image"])
-    return numbered._replace(labels=records.arrays["label"]) if experiment.conditional else numbered
+    return _unlabelled(records.arrays["image"])._replace(labels=experiment.labels_of(records))
 
 
 def _unlabelled(images: Images, names: list[str] | None = None) -> Scored:
