@@ -1,5 +1,6 @@
-"""A network with classes from training to report: what is scored and coded given labels."""
+"""A network with classes from training to report: what is scored, sampled and coded given labels."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,7 +12,12 @@ from PIL import Image
 
 from score_sde import build
 from score_sde.data import SOURCES
+from score_sde.errors import UserError
+from score_sde.experiment import sample
+from score_sde.experiment.label import Label
 from score_sde.likelihood import decode, encode, slerp
+from score_sde.schema import Text, convert
+from score_sde.training.interrupt import StopRequest
 from tests import program
 
 LABELLED = (
@@ -21,6 +27,7 @@ LABELLED = (
     "--config.likelihood.batch_size=16",
     "--config.likelihood.noise_images=2",
 )
+ALL = ("--config.sampling.label=all",)
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +58,11 @@ def farthest(one, other):
 
 def run(workdir, mode, *overrides):
     assert program.main(program.flags(workdir, mode, *LABELLED, *overrides)) == 0
+
+
+def experiment(workdir):
+    pairs = dict(flag.removeprefix("--config.").split("=", 1) for flag in LABELLED)
+    return build.build(build.load_config(str(program.CONFIG)), pairs, workdir, "")
 
 
 class TestLikelihood:
@@ -87,6 +99,84 @@ class TestLikelihood:
         np.testing.assert_array_equal(labelled["noise_log_prob"], arrays["noise_log_prob"])
 
 
+class TestSampling:
+    SAMPLERS = ("pc", "ode", "ddim")
+
+    def sample(self, workdir, *overrides):
+        run(workdir, "sample", *overrides)
+        return {name: dict(np.load(workdir / "samples" / f"{name}.npz")) for name in self.SAMPLERS}
+
+    def test_a_sample_is_a_function_of_its_index_and_label(self, workdir, capsys):
+        """Each sample of one label is that of the same index and label among those of all."""
+        every, one, none = (self.sample(workdir, *label) for label in (ALL, ("--config.sampling.label=3",), ()))
+        index = np.arange(16)
+        for name in self.SAMPLERS:
+            np.testing.assert_array_equal(every[name]["label"], index % 10)
+            np.testing.assert_array_equal(one[name]["label"], np.full(16, 3))
+            np.testing.assert_array_equal(none[name]["label"], np.full(16, -1))
+            # Each choice of labels is a program of its own, equal but for rounding.
+            apart, same = farthest(every[name]["samples"], one[name]["samples"]), index % 10 == 3
+            assert 10 * apart[same].max() < apart[~same].min()
+            assert 10 * apart[same].max() < farthest(none[name]["samples"], one[name]["samples"]).min()
+            labels = [json.loads(str(each[name]["record"]))["label"] for each in (every, one, none)]
+            assert labels == ["all", "3", "none"]
+        capsys.readouterr()
+        self.sample(workdir)
+        assert capsys.readouterr().out.count("is done") == 3
+
+    def test_the_label_does_not_change_with_the_batch(self, workdir):
+        sizes = ("--config.sampling.num_samples=24", "--config.sampling.batch_size=8")
+        few, many = self.sample(workdir, *ALL), self.sample(workdir, *ALL, *sizes)
+        for name in self.SAMPLERS:
+            np.testing.assert_array_equal(many[name]["label"], np.arange(24) % 10)
+            np.testing.assert_allclose(few[name]["samples"], many[name]["samples"][:16], atol=1e-4)
+
+    def test_the_report_says_the_label(self, workdir):
+        run(workdir, "evaluate", *ALL)
+        rows = json.loads((workdir / "reports" / "summary.json").read_text())["rows"]
+        assert [row["settings"]["label"] for row in rows if "settings" in row] == ["all"] * 3
+        assert "label all" in (workdir / "reports" / "report.html").read_text()
+
+    @pytest.mark.parametrize(("drop", "said"), [(0.0, True), (0.1, False)])
+    def test_samples_without_labels_that_were_always_given(self, drop, said, workdir, capsys):
+        built = experiment(workdir)
+        built = dataclasses.replace(built, samplers={}, training=dataclasses.replace(built.training, label_drop=drop))
+        sample.generate(built, 0, {}, StopRequest())
+        assert ("set sampling.label to all or a number" in capsys.readouterr().out) == said
+        labelled = dataclasses.replace(built, sampling=dataclasses.replace(built.sampling, label=Label("all")))
+        sample.generate(labelled, 0, {}, StopRequest())
+        assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(3, "3"), ("3", "3"), (Text("3"), "3"), ("all", "all"), (Text("none"), "none")]
+)
+def test_what_a_label_is(value, text):
+    assert convert(value, Label) == Label(text)
+
+
+@pytest.mark.parametrize("value", [-1, "-1", 1.0, "1e1", "every", None, True, "", "٣", "9" * 5000])
+def test_what_is_no_label(value):
+    with pytest.raises(UserError, match="must be the number of a label, 'all' or 'none', not "):
+        convert(value, Label)
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "words"),
+    [
+        (0, "3", "sampling: label=3 needs a network with classes"),
+        (0, "all", "sampling: label=all needs a network with classes"),
+        (10, "10", "sampling: label must lie in [0, 9], not 10"),
+        (10, "-1", "sampling.label: must be the number of a label, 'all' or 'none', not '-1'"),
+    ],
+)
+def test_a_label_that_the_network_does_not_take_is_refused(classes, label, words, tmp_path, capsys):
+    overrides = (f"--config.model.classes={classes}", f"--config.sampling.label={label}")
+    assert program.main(program.flags(tmp_path / "new", "train", *program.TINY, *overrides)) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 class TestCoding:
     """Against the flow itself, asked with the labels that the images should have been coded with."""
 
@@ -101,9 +191,8 @@ class TestCoding:
     @pytest.fixture
     def flow(self, workdir):
         """(encode, decode) of arrays given labels."""
-        pairs = dict(flag.removeprefix("--config.").split("=", 1) for flag in LABELLED)
-        experiment, _, params = build.build(build.load_config(str(program.CONFIG)), pairs, workdir, "").restore()
-        denoiser = experiment.denoiser(params)
+        restored, _, params = experiment(workdir).restore()
+        denoiser = restored.denoiser(params)
 
         def given(function):
             ask = jax.jit(lambda x, label: function(denoiser, x, condition={"label": label}, **self.TIGHT).x)

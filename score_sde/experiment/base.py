@@ -21,6 +21,7 @@ from score_sde.denoiser import Model, Parameterisation, check_levels
 from score_sde.distributed.mesh import replicated
 from score_sde.errors import Checks, UserError
 from score_sde.evaluation.metrics import METRICS
+from score_sde.experiment.label import UNLABELLED, Label
 from score_sde.experiment.workdir import Workdir
 from score_sde.likelihood import check_trace
 from score_sde.losses import Bound, Objective, Sliced, Times, Weighting
@@ -47,6 +48,7 @@ class Sampling:
     task: "generate" with the samplers; "reconstruct", which encodes num_samples test images by the probability-flow
     ODE and decodes them; or "interpolate" in interpolation_steps from the first to the second of num_samples pairs of
     test images, between their encodings. The ODE's tolerances are those of the section `likelihood`.
+    label: of the samples of task "generate", for a network with classes: a number, "all" for each in turn, or "none".
     """
 
     samplers: tuple[str, ...] = ("pc", "ode", "ddim")
@@ -55,6 +57,7 @@ class Sampling:
     seed: int = 0
     task: str = "generate"
     interpolation_steps: int = 8
+    label: Label = UNLABELLED
 
     def __post_init__(self) -> None:
         with Checks() as check:
@@ -206,6 +209,7 @@ class Experiment:
             ("weighting", lambda: self.weighting.check(self.sde)),
             ("times", lambda: self.times.distribution.check(self.sde)),
             ("model", self._check_labels),
+            ("sampling", lambda: self.sampling.label.check(self.network.settings.classes)),
             ("evaluation", self._check_average),
         ]
         for name, sampler in self.samplers.items():

@@ -75,6 +75,7 @@ def _summary(experiment: Experiment, step: int) -> dict[str, Any]:
         arrays = sample.read(experiment, name, sample.record_of(experiment, step, name))
         assert arrays is not None  # evaluation read it a moment ago
         record = json.loads(str(arrays["record"]))
+        label = {} if record["label"] == "none" else {"label": record["label"]}
         rows.append(
             {
                 "name": name,
@@ -85,7 +86,7 @@ def _summary(experiment: Experiment, step: int) -> dict[str, Any]:
                 "compile_seconds": float(arrays["compile_seconds"]),
                 "num_samples": record["num_samples"],
                 "failed": int(arrays["failed"]),
-                "settings": record["settings"],
+                "settings": record["settings"] | label,
             }
         )
     rows.append({"name": "real", "title": "real test data", "scores": scores("real")})
