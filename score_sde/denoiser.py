@@ -28,7 +28,7 @@ its prediction's (a₁, b₁) are those at t, and (α, σ) in the conversion are
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +146,20 @@ class Denoiser:
         c_value = (alpha * b_2 - sigma * a_2) / determinant
         c_state = (a_2 * b_1 - b_2 * a_1) / determinant
         return expand(c_state, x_t) * x_t + expand(c_value, x_t) * value
+
+
+AnyDenoiser = TypeVar("AnyDenoiser", Denoiser, augmented.AugmentedDenoiser)
+
+
+def conditioned(denoiser: AnyDenoiser, condition: Condition) -> AnyDenoiser:
+    """The denoiser with `condition` in place of none, for those who ask without one, as solvers do.
+
+    condition: of one batch; its samples have to be those that the denoiser is asked about. A condition that it is given
+    all the same, by guidance for example, wins.
+    """
+    function = denoiser.function
+    given = lambda x_t, t, own: function(x_t, t, condition if own is None else own)
+    return dataclasses.replace(denoiser, function=given)
 
 
 def check_levels(sde: Process, trained: Process) -> None:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde.denoiser import INPUT_SCALES, NOISE_CONDITIONS, PREDICTIONS, Denoiser, Parameterisation
+from score_sde.augmented import AugmentedDenoiser
+from score_sde.denoiser import INPUT_SCALES, NOISE_CONDITIONS, PREDICTIONS, Denoiser, Parameterisation, conditioned
 from score_sde.errors import UserError
-from score_sde.sde import DDPM, PROCESSES, SMLD, Options, RectifiedFlow
+from score_sde.sde import CLD, DDPM, PROCESSES, SMLD, Options, RectifiedFlow
 from tests import oracles
 from tests.tables import ENDING, PLAIN, over, plain_process
 
@@ -202,6 +203,28 @@ def test_the_network_is_told_what_the_parameterisation_says():
     Parameterisation(input_scale="unit_variance").denoiser(sde, network, 5)(x, t)
     level = 0.01 * 5000 ** np.array([0.25, 0.75])
     np.testing.assert_allclose(seen["x"][:, 0], 1 / np.sqrt(level**2 + 0.25), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "denoiser",
+    [
+        Denoiser(sde=PLAIN["vp"], function=lambda x, t, c: x * c["scale"][:, None], prediction="v"),
+        AugmentedDenoiser(sde=CLD(), function=lambda z, t, c: z[:, :3] * c["scale"][:, None]),
+    ],
+    ids=["affine", "augmented"],
+)
+def test_a_condition_that_is_bound_is_in_the_place_of_none(denoiser):
+    """For those who ask without one; another one that is given wins, and the new denoiser is bound anew."""
+    channels = 3 if isinstance(denoiser, Denoiser) else 6
+    x, t = jnp.arange(2.0 * channels).reshape(2, channels), jnp.asarray([0.2, 0.7])
+    one, other = {"scale": jnp.asarray([1.0, -2.0])}, {"scale": jnp.asarray([0.5, 3.0])}
+    bound = conditioned(denoiser, one).on(denoiser.sde)
+    for name in ("__call__", "score", "epsilon", "velocity"):
+        ask, plain = getattr(bound, name), getattr(denoiser, name)
+        np.testing.assert_array_equal(ask(x, t), plain(x, t, one))
+        np.testing.assert_array_equal(ask(x, t, other), plain(x, t, other))
+        assert np.any(np.asarray(ask(x, t)) != np.asarray(ask(x, t, other)))
+    np.testing.assert_array_equal(conditioned(bound, None)(x, t), bound(x, t))
 
 
 # What each row of NOISE_CONDITIONS says at t = ¼ and ¾, by the paper's formula.
