@@ -1,6 +1,10 @@
-"""Set before jax is imported: the platform, the convolution flag, and a compile cache shared by all tests."""
+"""Set before jax is imported: the platform, the convolution flag, and a compile cache shared by all tests.
+
+And the fixtures of more than one file: a run to start from, jax's own rules, what is asked of an answer to bad input.
+"""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -13,6 +17,66 @@ from score_sde.distributed import environment
 environment.prepare()
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from tests import program  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The workdir of a finished run of `program.FINISHED`. Not to be changed."""
+    return program.finished_run(tmp_path_factory)
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy of `finished`."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def jax_rules():
+    """optax does not hold under strict promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def compilations():
+    """The programs that were compiled since, an entry each."""
+    counted = []
+    active = [True]
+
+    def listener(event, _seconds, **_):
+        if active and event == "/jax/core/compile/backend_compile_duration":
+            counted.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    yield counted
+    active.clear()
+
+
+@pytest.fixture
+def refuse(capsys, compilations):
+    """The line that main.py prints on bad input; see `check`."""
+
+    def check(arguments: list[str], directory: Path, *, compiles: bool = False) -> str:
+        """Checks that it is one line, the status, that nothing in `directory` was changed and, unless the answer needs
+        a process's few coefficients (`compiles`), nothing compiled."""
+        before = program.snapshot(directory)
+        capsys.readouterr()
+        compilations.clear()
+        assert program.main(arguments) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        assert compiles or compilations == []
+        assert program.snapshot(directory) == before
+        return err
+
+    return check

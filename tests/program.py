@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import pytest
 
 import main as program_main
+
+if TYPE_CHECKING:
+    from score_sde.experiment.base import Experiment
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "digits.py"
@@ -60,6 +63,14 @@ def main(arguments: list[str]) -> int:
 def flags(workdir: Path, mode: str, *overrides: str, config: object = CONFIG) -> list[str]:
     """The arguments of main.py. A later override of a key wins over an earlier one."""
     return [f"--config={config}", f"--workdir={workdir}", f"--mode={mode}", *overrides]
+
+
+def experiment(workdir: Path, *overrides: str) -> "Experiment":
+    """What `flags` with these overrides stand for, built in this process."""
+    from score_sde import build
+
+    pairs = dict(flag.removeprefix("--config.").split("=", 1) for flag in overrides)
+    return build.build(build.load_config(str(CONFIG)), pairs, workdir, "")
 
 
 def environment(devices: int | None = None, **variables: str) -> dict[str, str]:

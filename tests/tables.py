@@ -37,7 +37,6 @@ COEFFICIENTS = ("alpha", "sigma", "drift_coefficient", "diffusion_coefficient", 
 METHODS = (*COEFFICIENTS, "log_snr", "alpha_derivative", "sigma_derivative")
 COUNT = 401
 LAST = 1e-6  # how near to T, in its units, the times come
-LAST_MOMENTS = 3e-3  # in units of T, before a process made to end in pure noise does
 
 
 def times(sde: SDE) -> np.ndarray:

@@ -8,22 +8,11 @@ import shutil
 import numpy as np
 import pytest
 
+from score_sde.checkpoint import Checkpoints
 from score_sde.experiment import batches
 from score_sde.training.interrupt import Interrupted, StopRequest
 from score_sde.writers import MetricWriter
 from tests import program
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    return program.finished_run(tmp_path_factory)
-
-
-@pytest.fixture
-def workdir(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
-
 
 SAMPLERS = ("pc", "ode", "ddim")
 
@@ -116,6 +105,17 @@ class TestSample:
         shutil.rmtree(workdir.parent / "again" / "samples")
         assert program.main(program.flags(workdir.parent / "again", "sample", *program.FINISHED, *sizes)) == 0
         np.testing.assert_array_equal(joined, np.load(workdir.parent / "again" / "samples" / "ddim.npz")["samples"])
+
+
+def test_evaluation_restores_the_checkpoint_once(workdir, monkeypatch):
+    """Whether it finds samples or makes some."""
+    restored, restore = [], Checkpoints.restore_ema
+    monkeypatch.setattr(Checkpoints, "restore_ema", lambda *given: restored.append(given) or restore(*given))
+    (workdir / "samples" / "ddim.npz").unlink()
+    for count in (1, 2):
+        assert program.main(program.flags(workdir, "evaluate", *program.FINISHED)) == 0
+        assert len(restored) == count
+    assert (workdir / "samples" / "ddim.npz").exists()
 
 
 class TestRunBatches:

@@ -94,6 +94,14 @@ def test_what_is_no_text_is_refused(value):
         ("t", "must decrease"),
         ("1", "must decrease"),
         ("sin(20*t)", "must decrease in t; it does not at t=0"),
+        ("-10*t + 0.005*sin(5000*t) * exp(-(100*(t - 0.5))**2)", "its derivative is [0-9.]+ at t=0.49"),
+        ("-10*t + 0*sqrt(0.999 - t)", "its derivative is nan at t=0.999"),
+        ("-5*tanh(20*(t - 0.5))", "must decrease in t; its derivative is 0 at t=0.001"),
+        ("5 - 10*t**9", "nearly flat at t=0.1"),
+        ("5 - 10*t**3", "nearly flat at t=0.00"),
+        ("-40*(t - 0.4)**3", "nearly flat at t=0.[34]"),
+        ("10 - 0.001*t", "nearly flat"),
+        (lambda t: jnp.where(t < 0.7, 10 - t, 9.3 - 1e-4 * t), "nearly flat at t=0.[789]"),
         ("log(t - 0.5)", "not finite at t=0.001"),
         ("-exp(1000*t)", "not finite"),
         ("-2*log(t/(1-t)) + 0*log(0.9-t)", "not finite"),
@@ -109,6 +117,17 @@ def test_what_is_no_text_is_refused(value):
 def test_what_is_no_log_snr_is_refused(function, said):
     with pytest.raises(UserError, match=said):
         FromLogSNR(function=Formula(function) if isinstance(function, str) else function)
+
+
+@pytest.mark.parametrize(
+    "function", ["5 - 10*t**2", "-1e-6*t", "-5*tanh(20*(t - 0.5)) - 0.1*t", "-40*(t - 0.5)**3 - 0.1*t", "13 - 18*t"]
+)
+def test_float32_gives_back_the_time_of_what_is_accepted(function):
+    """To 1e-4 of T − t_min, also where log_snr is flatter than elsewhere; at times of no table."""
+    sde = FromLogSNR(function=Formula(function))
+    t = np.random.default_rng(0).uniform(sde.t_min, sde.T, 20_000).astype(np.float32)
+    back = jax.jit(lambda t: sde.time_of_log_snr(sde.log_snr(t)))(jnp.asarray(t))
+    np.testing.assert_allclose(back, t, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("curve", sorted(CURVES))

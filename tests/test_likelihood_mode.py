@@ -10,8 +10,8 @@ from PIL import Image
 from score_sde.data import SOURCES
 from score_sde.data.folder import read_folder
 from score_sde.errors import UserError
-from score_sde.experiment import batches
-from score_sde.experiment import likelihood as mode
+from score_sde.experiment import batches, dequantiser
+from score_sde.experiment.scoring import spread
 from tests import program
 
 SMALL = ("--config.likelihood.batch_size=16", "--config.likelihood.noise_images=2")
@@ -77,6 +77,7 @@ class TestSplits:
         expected = 0.5 * (np.log2(2 * np.pi * sigma2) + 1 / np.log(2)) + np.log2(17 / 2)
         assert figures["test"]["bound"]["reconstruction"] == pytest.approx(expected, rel=1e-3)
         assert figures["test"]["importance_weighted"] is None
+        assert figures["conditional"] is False
         assert figures["seconds"] > 0
 
     def test_report_shows_the_bound(self, finished):
@@ -88,7 +89,7 @@ class TestSplits:
 @pytest.mark.parametrize("size", [1, 2, 16, 100, 128])
 def test_times_of_a_batch_that_is_not_full_are_spread(size):
     """The first n of `size` places leave no gap of more than 3/n."""
-    order = mode._spread(size)
+    order = spread(size)
     assert sorted(order) == list(range(size))
     for n in range(1, size + 1):
         gaps = np.diff(np.concatenate([sorted(order[:n] / size), [order[:n].min() / size + 1]]))
@@ -155,7 +156,7 @@ class TestFolder:
         whole = tmp_path / "whole"
         shutil.copytree(workdir, whole)
         likelihood(whole, *options)
-        prefetched, taken = mode.Prefetched, []
+        prefetched, taken = dequantiser.Prefetched, []
 
         class Stopping(prefetched):
             def __next__(self):
@@ -167,7 +168,7 @@ class TestFolder:
                     os.kill(os.getpid(), signal.SIGTERM)
                 return super().__next__()
 
-        monkeypatch.setattr(mode, "Prefetched", Stopping)
+        monkeypatch.setattr(dequantiser, "Prefetched", Stopping)
         assert program.main(program.flags(workdir, "likelihood", *program.FINISHED, *SMALL, *options)) == 75
         assert (workdir / "reports" / ".dequantiser.npz").exists()
         likelihood(workdir, *options)

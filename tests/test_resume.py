@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 
-from score_sde import build
 from score_sde.checkpoint import Restored
 from score_sde.data import iterate
 from score_sde.training.interrupt import EXIT_STATUS
@@ -38,8 +37,7 @@ def straight(tmp_path_factory) -> Path:
 
 def restored(workdir: Path) -> Restored:
     """The newest checkpoint of `workdir`."""
-    overrides = dict(flag.removeprefix("--config.").split("=", 1) for flag in SETTINGS)
-    experiment = build.build(build.load_config(str(program.CONFIG)), overrides, workdir, "")
+    experiment = program.experiment(workdir, *SETTINGS)
     checkpoints = experiment.open_checkpoints(read_only=True)
     try:
         found = checkpoints.restore(experiment.abstract_state())
@@ -138,10 +136,8 @@ def test_damaged_last_checkpoint_is_trained_again(straight, tmp_path, capsys):
     assert f"already at step {STEPS + 2}" in capsys.readouterr().out
 
 
-def test_damaged_checkpoints_are_named_and_nothing_else_is_said(tmp_path_factory, tmp_path):
+def test_damaged_checkpoints_are_named_and_nothing_else_is_said(workdir):
     """In a process of its own: what reads the files must not fill stderr with tracebacks."""
-    workdir = tmp_path / "copy"
-    shutil.copytree(program.finished_run(tmp_path_factory), workdir)
     arguments = program.flags(workdir, "sample", *program.FINISHED, "--config.sampling.samplers=ddim")
     for step, status in (("8", 0), ("4", 2)):
         for file in (workdir / "checkpoints" / step).rglob("d/*"):
@@ -171,9 +167,7 @@ def test_longer_and_shorter(straight, tmp_path, capsys):
     assert metrics(workdir) == before
 
 
-def test_finished_run_does_no_work_again(tmp_path_factory, tmp_path):
-    workdir = tmp_path / "copy"
-    shutil.copytree(program.finished_run(tmp_path_factory), workdir)
+def test_finished_run_does_no_work_again(workdir, tmp_path):
     kept = ("samples", "checkpoints", "metrics.jsonl", "reports/likelihood.json", "reports/likelihood.npz")
     before = {name: program.snapshot(workdir / name) for name in kept}
     assert all(before.values())

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from score_sde.errors import UserError
-from score_sde.sde import DDPM, VDM, VP, Cosine, Options, RectifiedFlow, Trigonometric
+from score_sde.sde import DDPM, VDM, VP, Cosine, FromLogSNR, Options, RectifiedFlow, Trigonometric
 from tests.tables import (
     EVERY,
-    LAST,
-    LAST_MOMENTS,
     PLAIN,
     SHIFTED,
     TO_ONE,
@@ -77,18 +75,48 @@ def test_zero_terminal_snr_keeps_the_start_and_the_size(sde):
     assert np.all(np.diff(new["sigma_bar"] / old["sigma_bar"]) > 0)  # more noise, and ever more
 
 
-@over(ZERO_TERMINAL)
-def test_float32_in_the_last_moments_before_pure_noise(sde):
-    """α vanishes with T − t; its relative error there is that of 1 − T of the base: 3e-5 for the line, with T = 0.999.
+@pytest.mark.parametrize(
+    ("cls", "shift", "T"),
+    [
+        (RectifiedFlow, 1.0, 0.999),
+        (RectifiedFlow, 3.0, 0.99999),
+        (Trigonometric, 1.0, 0.999),
+        (FromLogSNR, 1.0, 0.999),
+        (Cosine, 1.0, 0.9999),
+        (VP, 1.0, 1.0),
+    ],
+)
+def test_float32_in_the_last_moments_before_pure_noise(cls, shift, T):
+    """α vanishes with T − t, and keeps its digits at the very last times that float32 holds before T.
 
-    The time nearest to T that float32 holds is 6e-8 away, so d log_snr/dt ~ 1/(1 − t) between t and T is known to
-    3e-8/(1 − T). α is below 3e-3 of its size at t_min in that time; σ, f and g keep their digits.
+    Against algorithm 1 as it stands, in float64 and at the same times: ρ a_min (a − a_T)/(a_min − a_T).
     """
-    t = np.unique((sde.T - sde.T * np.geomspace(LAST, LAST_MOMENTS, 60)).astype(np.float32))
-    names = ["alpha", "sigma", "drift_coefficient", "diffusion_coefficient"]
+    base = Options(shift=shift).apply(cls(t_min=1e-3, T=float(np.float32(T))))
+    sde = Options(zero_terminal_snr=True).apply(base)
+    end = np.float32(sde.T)
+    last = end - np.arange(1, 60, dtype=np.float32) * np.spacing(end, dtype=np.float32)
+    t = np.unique(np.concatenate([end - np.geomspace(1e-6, 1e-2, 60).astype(np.float32), last]))
+    at = compute(base, np.concatenate([[sde.t_min], t, [end]]), "float64", ["alpha", "sigma"])
+    rho = np.hypot(at["alpha"], at["sigma"])
+    first, *root, last = at["alpha"] / rho
+    expected = rho[1:-1] * first * (np.asarray(root) - last) / (first - last)
+    names = ["alpha", "alpha_derivative", "diffusion_coefficient"]
     single, double = (compute(sde, t, dtype, names) for dtype in ("float32", "float64"))
+    np.testing.assert_allclose(double["alpha"], expected, rtol=1e-8)  # root − last cancels
     for name in names:
-        np.testing.assert_allclose(single[name], double[name], rtol=5e-5 if name == "alpha" else 1e-5, err_msg=name)
+        np.testing.assert_allclose(single[name], double[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("cls", [RectifiedFlow, Trigonometric, FromLogSNR])
+def test_float32_of_the_shortest_steps_near_one(cls):
+    """G² = σ_t² − (α_t σ_s/α_s)² of a step between neighbouring float32 times, where log_snr is steep and T near 1."""
+    sde = cls(T=0.9999)
+    t = np.float32(sde.T) - np.arange(20, dtype=np.float32) * np.spacing(np.float32(sde.T))
+    s, t = t[1:], t[:-1]
+    _, std = transitions(sde, s, t, "float32")
+    at_s, at_t = (compute(sde, time, "float64", ["alpha", "sigma"]) for time in (s, t))
+    variance = at_t["sigma"] ** 2 - (at_t["alpha"] * at_s["sigma"] / at_s["alpha"]) ** 2
+    np.testing.assert_allclose(std, np.sqrt(variance), rtol=1e-5)
 
 
 def test_the_shift_comes_first():

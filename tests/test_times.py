@@ -14,7 +14,8 @@ from score_sde import rng
 from score_sde.denoiser import Denoiser
 from score_sde.errors import UserError
 from score_sde.losses import OBJECTIVES, TIMES, WEIGHTINGS, Times
-from score_sde.sde import DDPM, PROCESSES, SMLD, Options
+from score_sde.losses.times import cut_normal
+from score_sde.sde import AUGMENTED, DDPM, PROCESSES, SMLD, Options
 from tests import levels
 
 NAMES = sorted(PROCESSES)
@@ -106,6 +107,41 @@ def test_the_law_is_exact(name, times):
     assert distance < 1.2e-4
 
 
+@pytest.mark.parametrize(
+    ("name", "times", "mean", "std"),
+    [
+        *(("edm", "log_normal", mean, std) for mean in (-50.0, -12.0, 8.0, 50.0) for std in (0.5, 1.2, 30.0)),
+        ("edm", "log_normal", 0.0, 1000.0),
+        *(("rectified_flow", "logit_normal", mean, std) for mean, std in ((-50.0, 0.5), (-12.0, 1.0), (6.0, 0.5))),
+    ],
+)
+def test_the_law_of_a_normal_is_exact_however_far_from_its_bounds(name, times, mean, std):
+    """Kolmogorov's distance again. log σ̄ lies in [−6.2, 4.4], logit(t/T) above −6.9: 90 standard deviations away."""
+    sde, distribution = PROCESSES[name](), TIMES[times](mean=mean, std=std)
+    distribution.check(sde)
+    t, _ = jax.jit(lambda u: distribution(sde, u, ()))(jnp.asarray([*EVEN, 0.0, LAST], jnp.float32))
+    t = np.clip(np.asarray(t, np.float64), sde.t_min, sde.T)
+    value = np.log if times == "log_normal" else lambda t: scipy.special.logit(t / sde.T)
+    with np.errstate(divide="ignore"):
+        low, high = ((value(end) - mean) / std for end in (sde.t_min, sde.T))
+        law = scipy.stats.truncnorm.cdf((value(t) - mean) / std, low, high)
+    assert np.abs(law - [*EVEN, 0.0, LAST]).max() < 1.2e-4
+
+
+def test_a_normal_has_a_derivative_in_its_bounds():
+    """They are learned where the process is. By finite differences in float64; at the extreme u, too."""
+    mean, u = (values.reshape(-1) for values in np.meshgrid([-1.2, 8.0, 30.0, -40.0], [0.0, 0.3, 0.9, LAST]))
+    ends, h = np.tile([[-6.0], [4.0]], len(u)), 1e-5
+    drawn = jax.jit(lambda ends, mean, u: cut_normal(u, mean, 1.2, *ends))
+    total = jax.jit(jax.grad(lambda *arguments: drawn(*arguments).sum()))
+    found = total(*(jnp.asarray(values, jnp.float32) for values in (ends, mean, u)))
+    with jax.enable_x64(True):
+        steps = [ends + sign * h * np.eye(2)[:, [end]] for end in (0, 1) for sign in (1, -1)]
+        low_up, low_down, high_up, high_down = (np.asarray(drawn(step, mean, u)) for step in steps)
+    expected = np.stack([low_up - low_down, high_up - high_down]) / (2 * h)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", sorted(CHAINS))
 def test_every_step_of_a_chain_is_as_likely(name):
     sde = CHAINS[name]
@@ -135,8 +171,10 @@ def test_the_factor_keeps_the_mean_or_is_1(name, times):
     law = cdf(sde, times)
     p = (law(t + h) - law(t - h)) / (2 * h)
     # The difference of two values of a function of size 1 errs by 1e-16/1e-6 of its slope's scale, and the curvature
-    # of a law that changes over t ≥ 0.02 by h²/t²; the rest is float32.
-    np.testing.assert_allclose(factor, 1 / ((sde.T - sde.t_min) * p), rtol=1e-4)
+    # of a law that changes over t ≥ 0.02 by h²/t²; the rest is float32. Of past losses, the least likely bin has 7.5e-4
+    # of 2²³ values of u, and one more or less is 1.6e-4 of them.
+    rtol = 2e-4 if times == "loss_second_moment" else 1e-4
+    np.testing.assert_allclose(factor, 1 / ((sde.T - sde.t_min) * p), rtol=rtol)
 
 
 @pytest.mark.parametrize("times", ["uniform", "log_normal", "logit_normal"])
@@ -314,6 +352,28 @@ def test_the_history_is_a_ring_for_each_bin(kept):
     assert ready
 
 
+@pytest.mark.parametrize(("bins", "scale"), [(10_000, 4.0), (100_000, 40.0)])
+def test_the_estimate_by_past_losses_is_unbiased_for_any_number_of_bins(bins, scale):
+    """Over every u there is: the mean of factor · f(t) is that of f over uniform times, and each bin is drawn as often
+    as it claims to be. At the scale 40 nearly all of the bins have their share of the uniform alone, 1e-8 each."""
+    sde, distribution = PROCESSES["vp"](t_min=0.5, T=1.5), TIMES["loss_second_moment"](bins=bins, kept=1)
+    state = remembered(distribution, sde, scale)
+    u = np.arange(2**23, dtype=np.float32) / 2**23
+    drawn = jax.jit(lambda u, state: distribution(sde, u, state))(u, state)
+    t, factor = (np.asarray(values, np.float64) for values in drawn)
+    assert np.mean(factor) == pytest.approx(1, rel=1e-7)  # the rounding of 2²³/(bins · cells)
+    # Each bin is an average over evenly spaced times, of which there may be one: its error is f''/24 of bins².
+    assert np.mean(factor * np.exp(-3 * t)) == pytest.approx((np.exp(-1.5) - np.exp(-4.5)) / 3, rel=1e-6 + 1 / bins**2)
+    bin_ = np.minimum(np.floor((t - 0.5) * bins).astype(int), bins - 1)
+    counts = np.bincount(bin_, minlength=bins)
+    probability = np.asarray(distribution.probabilities(state), np.float64)
+    assert counts.min() >= 1
+    # Of 2²³ values of u each bin has one ahead, 1.2 % of all with 1e5 bins; and a time near an edge, of 1e-5 between
+    # them, may round into the next bin, by 1.2e-7.
+    assert np.abs(counts / 2**23 - probability).max() < 0.03 * probability.max() + 4 / 2**23
+    np.testing.assert_allclose(np.bincount(bin_, factor / 2**23, bins), 1 / bins, rtol=0.05)
+
+
 def test_losses_of_zero_leave_the_times_uniform():
     sde, distribution = PROCESSES["vp"](), TIMES["loss_second_moment"](bins=4, kept=2)
     t = jnp.repeat(jnp.linspace(0.1, 0.9, 4), 2)
@@ -350,6 +410,9 @@ def test_times_that_a_process_does_not_have():
     ("times", "settings"),
     [
         ("log_normal", {"std": 0.0}),
+        ("log_normal", {"std": 1001.0}),
+        ("log_normal", {"mean": float("inf")}),
+        ("logit_normal", {"mean": float("nan")}),
         ("logit_normal", {"std": -1.0}),
         ("loss_second_moment", {"bins": 1}),
         ("loss_second_moment", {"kept": 0}),
@@ -360,6 +423,21 @@ def test_times_that_a_process_does_not_have():
 def test_bad_settings_are_refused(times, settings):
     with pytest.raises(UserError, match=f"{next(iter(settings))} must"):
         TIMES[times](**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "settings"),
+    [
+        ("edm", "log_normal", {"mean": 1e6}),
+        ("edm", "log_normal", {"mean": -1e30}),
+        ("edm", "log_normal", {"std": 1e-5}),
+        ("rectified_flow", "logit_normal", {"mean": 20.0}),  # where t rounds to T
+        ("cld", "logit_normal", {"std": 1000.0}),
+    ],
+)
+def test_a_normal_of_times_that_float32_does_not_tell_apart_is_refused(name, times, settings):
+    with pytest.raises(UserError, match=r"half of the times between .* float32 can hardly tell apart"):
+        TIMES[times](**settings).check({**PROCESSES, **AUGMENTED}[name]())
 
 
 def test_steps_stay_between_t_min_and_the_end():

@@ -1,9 +1,8 @@
-"""Average, durations, schedules, the pure step, and the loop around it."""
+"""Averages, durations, schedules, and the loop around the step."""
 
 import dataclasses
 import json
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,26 +10,16 @@ import numpy as np
 import optax
 import pytest
 
-from score_sde import build
-from score_sde.data import Levels
-from score_sde.denoiser import Model, Parameterisation
+from score_sde.distributed.mesh import put_batch, replicated
 from score_sde.errors import RunFailed, UserError
-from score_sde.losses import OBJECTIVES, TIMES, WEIGHTINGS, Bound, Times
-from score_sde.sde import VDM, VP
 from score_sde.training import ema, loop
 from score_sde.training.duration import Duration
 from score_sde.training.interrupt import StopRequest
 from score_sde.training.optimiser import OPTIMISERS, Optimiser
 from score_sde.training.state import TrainState, Window
-from score_sde.training.step import NO_LABEL, make_step
 from tests import program
 
-
-@pytest.fixture(autouse=True)
-def jax_rules():
-    """optax does not hold under strict promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("jax_rules")
 
 
 class TestAverage:
@@ -152,142 +141,6 @@ class TestOptimiser:
         np.testing.assert_array_equal(updates["vector"], np.zeros(2))
 
 
-def linear(params, x, noise_condition, condition, *, train, rng):
-    """A network that a closed form is near: ε̂ = w x + b."""
-    return params["w"] * x + params["b"]
-
-
-def toy(seed: int = 0, sde=None, objective=None, times="uniform", apply=linear, label_drop=0.0, optimiser=None):
-    """(step, state, batch) of a small problem: all the data are one image."""
-    optimiser = optimiser or Optimiser(learning_rate=0.02).build(optax.constant_schedule(0.02))
-    model = Model(sde=sde or VP(), parameterisation=Parameterisation(), apply=apply)
-    distribution = TIMES[times]()
-    step = make_step(
-        model=model,
-        objective=objective or OBJECTIVES["denoising"](),
-        weighting=WEIGHTINGS["sigma2"](),
-        times=Times(distribution),
-        optimiser=optimiser,
-        levels=Levels(256),
-        half_lives=[6.6],
-        label_drop=label_drop,
-        seed=seed,
-    )
-    params = {"network": {"w": jnp.zeros(()), "b": jnp.zeros(())}}
-    if model.sde.learned:
-        params["process"] = model.sde.init()
-    state = TrainState.create(params, optimiser, [6.6], distribution.init())
-    return step, state, {"image": jnp.full((32, 4, 4, 1), 200, jnp.uint8)}
-
-
-class TestStep:
-    def test_is_a_function_of_state_and_batch(self):
-        step, state, batch = toy()
-        one, two = jax.jit(step)(state, batch), jax.jit(toy()[0])(state, batch)
-        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-            np.testing.assert_array_equal(a, b)
-        assert int(state.step) == 0
-        assert int(one.step) == 1
-
-    def test_noise_differs_by_step_and_seed(self):
-        step, state, batch = toy()
-        losses = {float(step(state, batch).window.loss)}
-        losses.add(float(step(dataclasses.replace(state, step=jnp.asarray(1, jnp.int32)), batch).window.loss))
-        losses.add(float(toy(seed=1)[0](state, batch).window.loss))
-        assert len(losses) == 3
-
-    def test_loss_decreases(self):
-        """With ε̂ = 0 the loss is E ε² = 1; the best w and b do far better on data that are one image."""
-        step, state, batch = toy()
-        step = jax.jit(step)
-        losses = []
-        for _ in range(400):
-            state = step(dataclasses.replace(state, window=Window.empty()), batch)
-            losses.append(float(state.window.loss))
-        assert losses[0] == pytest.approx(1, abs=0.2)
-        assert np.mean(losses[-50:]) < 0.4
-
-    def test_loss_and_gradient_are_summed(self):
-        step, state, batch = toy()
-        singles = []
-        whole = single = state
-        for _ in range(3):
-            whole = step(whole, batch)
-            single = step(dataclasses.replace(single, window=Window.empty()), batch)
-            singles.append(single.window)
-        assert int(whole.window.count) == 3
-        np.testing.assert_allclose(whole.window.loss, sum(float(each.loss) for each in singles), rtol=1e-6)
-        expected = sum(float(each.gradient_norm) for each in singles)
-        np.testing.assert_allclose(whole.window.gradient_norm, expected, rtol=1e-6)
-
-    def test_the_history_of_times_is_part_of_the_state(self):
-        """Going on from a state is going on in one run, bit for bit, and the history holds every sample's loss."""
-        step, state, batch = toy(times="loss_second_moment")
-        step = jax.jit(step)
-        for count in range(1, 4):
-            state = step(state, batch)
-            assert int(state.times.counts.sum()) == 32 * count
-        host = jax.tree.map(jnp.asarray, jax.device_get(state))
-        for a, b in zip(jax.tree.leaves(step(state, batch)), jax.tree.leaves(step(host, batch)), strict=True):
-            np.testing.assert_array_equal(a, b)
-
-    @pytest.mark.parametrize(("drop", "low", "high"), [(0.0, 0, 0), (1.0, 6400, 6400), (0.2, 1120, 1440)])
-    def test_a_share_of_labels_is_hidden(self, drop, low, high):
-        """5 standard errors √(6400 · 0.2 · 0.8) = 32 about 1280; a label that is not hidden is what it was."""
-        seen = []
-
-        def apply(params, x, noise_condition, condition, *, train, rng):
-            jax.debug.callback(lambda label: seen.append(np.asarray(label)), condition["label"])
-            return params["w"] * x + params["b"]
-
-        step, state, batch = toy(apply=apply, label_drop=drop)
-        labels = np.arange(32, dtype=np.int32) % 10
-        step = jax.jit(step)
-        for _ in range(200):
-            state = step(state, {**batch, "label": jnp.asarray(labels)})
-        jax.block_until_ready(state)
-        jax.effects_barrier()
-        seen = np.stack(seen[:200])
-        hidden = seen == NO_LABEL
-        assert low <= hidden.sum() <= high
-        np.testing.assert_array_equal(np.where(hidden, labels, seen), np.broadcast_to(labels, seen.shape))
-        if 0 < drop < 1:
-            assert len({row.tobytes() for row in hidden}) > 190  # drawn anew at each step
-
-    def test_a_learned_process_has_its_ends_from_the_bound_and_its_shape_from_the_variance(self, monkeypatch):
-        """With plain gradient descent the change of a parameter is its gradient: that of the bound for the network and
-        the ends, that of `schedule_loss` for the shape."""
-        changes = []
-        for trained in (True, False):
-            if not trained:
-                nothing = lambda sde, t, at_time: jnp.zeros(())
-                monkeypatch.setattr("score_sde.training.step.schedule_loss", nothing)
-            step, state, batch = toy(sde=VDM(features=4), objective=Bound(), optimiser=optax.sgd(1.0))
-            process = state.params["process"]
-            bent = {**process["shape"], "weight": process["shape"]["weight"] + jnp.arange(4.0)}
-            params = {**state.params, "process": {**process, "shape": bent}}
-            after = jax.jit(step)(dataclasses.replace(state, params=params), batch)
-            changes.append(jax.tree.map(lambda new, old: np.asarray(new - old), after.params, params))
-        with_it, without = changes
-        jax.tree.map(np.testing.assert_array_equal, with_it["network"], without["network"])
-        np.testing.assert_array_equal(with_it["process"]["ends"], without["process"]["ends"])
-        assert np.all(with_it["process"]["ends"] != 0)
-        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(without["process"]["shape"]))
-        assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(with_it["process"]["shape"]))
-
-    @pytest.mark.parametrize("bad", [np.nan, np.inf])
-    def test_first_bad_step_is_kept(self, bad):
-        window = Window.empty()
-        for number, loss in enumerate([0.5, 0.25, bad, 0.5, -bad], start=1):
-            window = window.add(jnp.asarray(number, jnp.int32), jnp.float32(loss), jnp.float32(1))
-        assert int(window.bad_step) == 3
-        np.testing.assert_equal(float(window.bad_loss), bad)
-
-    def test_bad_gradient_alone_is_bad(self):
-        window = Window.empty().add(jnp.asarray(4, jnp.int32), jnp.float32(1), jnp.float32(np.inf))
-        assert int(window.bad_step) == 4
-
-
 class Watched:
     """An array on a device as the loop sees it: says when its value is read."""
 
@@ -367,17 +220,13 @@ def test_host_reads_only_to_log_or_save(bad_step):
     assert read_before == {5, 10, 12, 15, 20, 24, 25, 30}
 
 
-def experiment(workdir: Path, *overrides: str):
-    pairs = dict(flag.removeprefix("--config.").split("=", 1) for flag in (*program.TINY_TRAINING, *overrides))
-    return build.build(build.load_config(str(program.CONFIG)), pairs, workdir, "")
-
-
 def test_compiled_step_calls_no_host_and_takes_over_the_state(tmp_path):
     from score_sde.experiment import train
 
-    built = experiment(tmp_path)
-    state = jax.jit(built.init_state)()
-    batch = {"image": jnp.asarray(built.train_records.arrays["image"][:16])}
+    built = program.experiment(tmp_path, *program.TINY_TRAINING)
+    # Laid out as in training, so that it is the program that trains.
+    state = jax.jit(built.init_state, out_shardings=replicated(built.mesh))()
+    batch = put_batch(built.mesh, {"image": built.train_records.arrays["image"][:16]})
     step = train._compile(built)
     text = step.lower(state, batch).as_text()
     assert "callback" not in text

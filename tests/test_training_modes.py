@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from score_sde import build
 from tests import program
 
 SMALL = (
@@ -49,8 +48,7 @@ def trained(request, tmp_path_factory):
 
 
 def restored(workdir, overrides):
-    pairs = dict(flag.removeprefix("--config.").split("=", 1) for flag in overrides)
-    experiment = build.build(build.load_config(str(program.CONFIG)), pairs, workdir, "")
+    experiment = program.experiment(workdir, *overrides)
     checkpoints = experiment.open_checkpoints(read_only=True)
     try:
         return experiment, checkpoints.restore(experiment.abstract_state())

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Int, Integer
 
 from score_sde import rng
 from score_sde.checkpoint import Checkpoints
@@ -19,6 +21,7 @@ from score_sde.denoiser import Model, Parameterisation, check_levels
 from score_sde.distributed.mesh import replicated
 from score_sde.errors import Checks, UserError
 from score_sde.evaluation.metrics import METRICS
+from score_sde.experiment.label import UNLABELLED, Label
 from score_sde.experiment.workdir import Workdir
 from score_sde.likelihood import check_trace
 from score_sde.losses import Bound, Objective, Sliced, Times, Weighting
@@ -29,7 +32,8 @@ from score_sde.training.duration import Duration
 from score_sde.training.loop import Training
 from score_sde.training.optimiser import Optimiser
 from score_sde.training.state import TrainState
-from score_sde.typing import Params
+from score_sde.training.step import NO_LABEL
+from score_sde.typing import Condition, Params
 from score_sde.writers import say
 
 TASKS = ("generate", "reconstruct", "interpolate")
@@ -44,6 +48,7 @@ class Sampling:
     task: "generate" with the samplers; "reconstruct", which encodes num_samples test images by the probability-flow
     ODE and decodes them; or "interpolate" in interpolation_steps from the first to the second of num_samples pairs of
     test images, between their encodings. The ODE's tolerances are those of the section `likelihood`.
+    label: of the samples of task "generate", for a network with classes: a number, "all" for each in turn, or "none".
     """
 
     samplers: tuple[str, ...] = ("pc", "ode", "ddim")
@@ -52,6 +57,7 @@ class Sampling:
     seed: int = 0
     task: str = "generate"
     interpolation_steps: int = 8
+    label: Label = UNLABELLED
 
     def __post_init__(self) -> None:
         with Checks() as check:
@@ -148,6 +154,25 @@ class Experiment:
     def levels(self) -> Levels:
         return Levels(self.source.levels, *self.source.range)
 
+    @property
+    def dimensions(self) -> int:
+        """Values of one sample."""
+        return math.prod(self.source.shape)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network takes labels."""
+        return self.network.settings.classes > 0
+
+    def condition(self, label: Int[Array, "batch"]) -> Condition:
+        """What the network is told of samples with these labels, `NO_LABEL` for none; None where it takes none."""
+        return {"label": label} if self.conditional else None
+
+    def labels_of(self, records: Records) -> Integer[np.ndarray, "n"]:
+        """The records' labels; `NO_LABEL` for each where the network takes none."""
+        own = records.arrays["label"] if self.conditional else np.full(len(records), NO_LABEL)
+        return own.astype(np.int32)
+
     @functools.cached_property
     def train_records(self) -> Records:
         return self.source.split("train")
@@ -184,6 +209,7 @@ class Experiment:
             ("weighting", lambda: self.weighting.check(self.sde)),
             ("times", lambda: self.times.distribution.check(self.sde)),
             ("model", self._check_labels),
+            ("sampling", lambda: self.sampling.label.check(self.network.settings.classes)),
             ("evaluation", self._check_average),
         ]
         for name, sampler in self.samplers.items():

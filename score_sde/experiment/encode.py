@@ -1,12 +1,18 @@
 """--mode=sample with sampling.task "reconstruct" or "interpolate": test images encoded by the ODE, and decoded.
 
 `samples/reconstruct.npz` holds, for each image, `original` and `image` (levels, before and after), `x` and `samples`
-(the dequantised values, before and after), `error` (the largest difference of the two), `latent` and `evaluations`;
-`samples/reconstruct.png` shows originals above reconstructions.
+(the dequantised values, before and after), `error` (the largest difference of the two), `label`, `latent` and
+`evaluations`; `samples/reconstruct.png` shows originals above reconstructions.
 
-`samples/interpolate.npz` holds, for each pair 2i, 2i + 1 of test images, `original` (pairs, 2, …), `samples` and
-`image` (pairs, steps, …) along the arc between the two latents, its ends included, and `share` (steps,);
-`samples/interpolate.png` has one row a pair. A network with classes is asked without a label.
+`samples/interpolate.npz` holds, for each pair 2i, 2i + 1 of test images, `original` (pairs, 2, …), their `label`
+(pairs, 2), `samples` and `image` (pairs, steps, …) along the arc between the two latents, its ends included, and
+`share` (steps,); `samples/interpolate.png` has one row a pair.
+
+A network with classes encodes each image given its own label, and decodes it given the same: the ODE of another label,
+or of none, is another map. A point between two images is decoded given the label of the nearer one (the first at the
+middle). So the ends are reconstructions, and all points between two images of one class are of that class; between two
+classes the path is continuous but for a jump at the middle, since there is no label between two labels. `label` is
+`NO_LABEL` where the network takes none.
 """
 
 import json
@@ -35,7 +41,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
     experiment, step, params = experiment.restore()
     sampling, likelihood, task = experiment.sampling, experiment.likelihood, experiment.sampling.task
     per_item = 2 if task == "interpolate" else 1
-    images = experiment.test_records.arrays["image"]
+    images, labels = experiment.test_records.arrays["image"], experiment.labels_of(experiment.test_records)
     count = min(sampling.num_samples, len(images) // per_item)
     record: dict[str, Any] = {
         "task": task,
@@ -45,6 +51,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         "seed": sampling.seed,
         "rtol": likelihood.rtol,
         "atol": likelihood.atol,
+        "conditional": experiment.conditional,
     }
     if task == "interpolate":
         record["interpolation_steps"] = sampling.interpolation_steps
@@ -55,7 +62,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         say(f"sample: {task} is done")
         return
     items = images[: per_item * count].reshape(count, per_item, *images.shape[1:])
-    arrays = _compute(experiment, params, items, record, stop)
+    arrays = _compute(experiment, params, items, labels[: per_item * count].reshape(count, per_item), record, stop)
     failed = int(arrays.pop("failed").sum())
     if failed:
         say(f"sample: {failed} of {count} of {task} failed: the integration did not reach its tolerance")
@@ -81,24 +88,29 @@ def _shares(experiment: Experiment) -> np.ndarray:
 
 
 def _compute(
-    experiment: Experiment, params: Params, items: np.ndarray, record: dict[str, Any], stop: StopRequest
+    experiment: Experiment,
+    params: Params,
+    items: np.ndarray,
+    labels: np.ndarray,
+    record: dict[str, Any],
+    stop: StopRequest,
 ) -> Arrays:
+    """The arrays of a task. items `(count, images, …)`, levels, and labels `(count, images)`: one image, or two."""
     size, count, task = experiment.sampling.batch_size, len(items), experiment.sampling.task
     whole, split = replicated(experiment.mesh), by_batch(experiment.mesh)
     function = _interpolate if task == "interpolate" else _reconstruct
     jitted = jax.jit(
-        lambda params, levels, index: function(experiment, params, levels, index),
-        in_shardings=(whole, split, split),
+        lambda params, items, labels, index: function(experiment, params, items, labels, index),
+        in_shardings=(whole, split, split, split),
         out_shardings=split,
     )
-
-    abstract = jax.ShapeDtypeStruct((size, *items.shape[1:]), items.dtype)
-    compiled = jitted.lower(params, abstract, jax.ShapeDtypeStruct((size,), np.int32)).compile()
+    abstract = lambda array: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
+    compiled = jitted.lower(params, abstract(items), abstract(labels), abstract(np.zeros(1, np.int32))).compile()
 
     def compute(number: int) -> Arrays:
         index = np.arange(number * size, (number + 1) * size, dtype=np.int32)
         start = time.perf_counter()
-        result = jax.device_get(compiled(params, items[index % count], index))
+        result = jax.device_get(compiled(params, items[index % count], labels[index % count], index))
         return {**result, "seconds": np.float64(time.perf_counter() - start)}
 
     folder = experiment.workdir.samples / f".{task}"
@@ -108,13 +120,17 @@ def _compute(
     return {**joined, "seconds": seconds}
 
 
-def _reconstruct(experiment: Experiment, params: Params, items: jax.Array, index: jax.Array) -> dict[str, jax.Array]:
-    original, denoiser, tolerance = items[:, 0], experiment.denoiser(params), _tolerance(experiment)
+def _reconstruct(
+    experiment: Experiment, params: Params, items: jax.Array, labels: jax.Array, index: jax.Array
+) -> dict[str, jax.Array]:
+    original, label, denoiser = items[:, 0], labels[:, 0], experiment.denoiser(params)
     x = experiment.levels.dequantise(original, rng.child(_keys(experiment, index), 0))
-    there = encode(denoiser, x, **tolerance)
-    back = decode(denoiser, there.x, **tolerance)
+    condition, tolerance = experiment.condition(label), _tolerance(experiment)
+    there = encode(denoiser, x, condition=condition, **tolerance)
+    back = decode(denoiser, there.x, condition=condition, **tolerance)
     return {
         "original": original,
+        "label": label,
         "x": x,
         "latent": there.x,
         "samples": back.x,
@@ -125,18 +141,23 @@ def _reconstruct(experiment: Experiment, params: Params, items: jax.Array, index
     }
 
 
-def _interpolate(experiment: Experiment, params: Params, items: jax.Array, index: jax.Array) -> dict[str, jax.Array]:
+def _interpolate(
+    experiment: Experiment, params: Params, items: jax.Array, labels: jax.Array, index: jax.Array
+) -> dict[str, jax.Array]:
     denoiser, tolerance, keys = experiment.denoiser(params), _tolerance(experiment), _keys(experiment, index)
     pairs, shape, shares = len(items), items.shape[2:], jnp.asarray(_shares(experiment))
     ends = jnp.stack([experiment.levels.dequantise(items[:, n], rng.child(keys, n)) for n in (0, 1)], axis=1)
-    there = encode(denoiser, ends.reshape(2 * pairs, *shape), **tolerance)
+    own = experiment.condition(labels.reshape(2 * pairs))
+    there = encode(denoiser, ends.reshape(2 * pairs, *shape), condition=own, **tolerance)
     latent = there.x.reshape(pairs, 2, *shape)
     arc = lambda share: slerp(latent[:, 0], latent[:, 1], jnp.broadcast_to(share, pairs))
     path = jnp.moveaxis(jax.vmap(arc)(shares), 0, 1)
-    back = decode(denoiser, path.reshape(pairs * len(shares), *shape), **tolerance)
+    nearer = experiment.condition(jnp.where(shares[None] <= 0.5, labels[:, :1], labels[:, 1:]).reshape(-1))
+    back = decode(denoiser, path.reshape(pairs * len(shares), *shape), condition=nearer, **tolerance)
     spent = there.evaluations.reshape(pairs, -1).sum(axis=1) + back.evaluations.reshape(pairs, -1).sum(axis=1)
     return {
         "original": items,
+        "label": labels,
         "latent": latent,
         "samples": back.x.reshape(path.shape),
         "image": experiment.levels.quantise(back.x).reshape(path.shape),

@@ -29,8 +29,8 @@ def check(experiment: Experiment) -> None:
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """Samples first where samples of the newest checkpoint are missing."""
-    sample.generate(experiment, stop)
-    experiment, step, _ = experiment.restore()
+    experiment, step, params = experiment.restore()
+    sample.generate(experiment, step, params, stop)
     levels = experiment.source.levels
     size = experiment.sampling.num_samples
     reference = Reference.of(experiment.train_records, experiment.test_records, levels, size)

@@ -34,6 +34,7 @@ def write(experiment: Experiment, step: int) -> None:
         summary=summary,
         figure=_figure,
         likelihood_title=likelihood.title,
+        noise_title=likelihood.noise_title,
         pictures=_pictures(experiment, step),
         curve=_loss_curve(experiment.workdir.path / "metrics.jsonl"),
         command=experiment.command,
@@ -59,8 +60,8 @@ def table(summary: dict[str, Any]) -> str:
     bits = summary["likelihood"]
     if bits:
         lines.append(
-            f"likelihood: {likelihood.line(bits)}; pure noise {bits['noise']['bits_per_dim']:.2f}, "
-            f"uniform over the levels {bits['uniform']:.3f}"
+            f"likelihood: {likelihood.line(bits)}; {likelihood.noise_title(bits)} "
+            f"{bits['noise']['bits_per_dim']:.2f}, uniform over the levels {bits['uniform']:.3f}"
         )
     return "\n".join(lines)
 
@@ -74,6 +75,7 @@ def _summary(experiment: Experiment, step: int) -> dict[str, Any]:
         arrays = sample.read(experiment, name, sample.record_of(experiment, step, name))
         assert arrays is not None  # evaluation read it a moment ago
         record = json.loads(str(arrays["record"]))
+        label = {} if record["label"] == "none" else {"label": record["label"]}
         rows.append(
             {
                 "name": name,
@@ -84,7 +86,7 @@ def _summary(experiment: Experiment, step: int) -> dict[str, Any]:
                 "compile_seconds": float(arrays["compile_seconds"]),
                 "num_samples": record["num_samples"],
                 "failed": int(arrays["failed"]),
-                "settings": record["settings"],
+                "settings": record["settings"] | label,
             }
         )
     rows.append({"name": "real", "title": "real test data", "scores": scores("real")})

@@ -1,8 +1,9 @@
 """--mode=sample: samples from the newest checkpoint with each configured sampler; other tasks are in `encode`.
 
-`samples/NAME.npz` holds `samples` (float32, the solver's output), `image` (uint8 levels), `evaluations` (int32, network
-evaluations spent on each), `order` (with which the solver converges as it was set, NaN where it has none) and the record of
-how they were made; `samples/NAME.png` the first of them as a grid.
+`samples/NAME.npz` holds `samples` (float32, the solver's output), `image` (uint8 levels), `label` (int32, `NO_LABEL`
+where a sample has none), `evaluations` (int32, network evaluations spent on each), `order` (with which the solver
+converges as it was set, NaN where it has none) and the record of how they were made; `samples/NAME.png` the first of them
+as a grid. A sample is a function of the seed, its index and its label.
 """
 
 import json
@@ -18,6 +19,7 @@ from score_sde.distributed.mesh import by_batch, replicated
 from score_sde.experiment import encode
 from score_sde.experiment.base import Experiment, sample_indices
 from score_sde.experiment.batches import Arrays, discard, run_batches
+from score_sde.experiment.label import UNLABELLED
 from score_sde.experiment.pictures import grid, write_png
 from score_sde.samplers import Plan, Sampler
 from score_sde.training.interrupt import StopRequest
@@ -29,12 +31,21 @@ GRID_IMAGES = 100
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """The task that `sampling.task` names."""
-    (generate if experiment.sampling.task == "generate" else encode.run)(experiment, stop)
+    if experiment.sampling.task == "generate":
+        generate(*experiment.restore(), stop)
+    else:
+        encode.run(experiment, stop)
 
 
-def generate(experiment: Experiment, stop: StopRequest) -> None:
-    """Runs the samplers that have not been run on this checkpoint; reuses the results of those that have."""
-    experiment, step, params = experiment.restore()
+def generate(experiment: Experiment, step: int, params: Params, stop: StopRequest) -> None:
+    """Runs the samplers that have not been run on this checkpoint; reuses the results of those that have.
+
+    experiment, step, params: as `Experiment.restore` gives them.
+    """
+    if experiment.conditional and experiment.sampling.label == UNLABELLED and not experiment.training.label_drop:
+        say(
+            "sample: without labels, which training.label_drop=0 has not trained; set sampling.label to all or a number"
+        )
     for name, sampler in experiment.samplers.items():
         record = record_of(experiment, step, name)
         if read(experiment, name, record) is not None:
@@ -55,8 +66,9 @@ def record_of(experiment: Experiment, step: int, name: str) -> dict[str, Any]:
         "num_samples": sampling.num_samples,
         "batch_size": sampling.batch_size,
         "seed": sampling.seed,
+        "label": str(sampling.label),
         "fingerprint": experiment.fingerprint(
-            step, settings, experiment.config["sampling_sde"], sampling.batch_size, sampling.seed
+            step, settings, experiment.config["sampling_sde"], sampling.batch_size, sampling.seed, sampling.label
         ),
     }
 
@@ -84,7 +96,7 @@ def _run_one(
     parts = run_batches(f"sample {name}", folder, record["fingerprint"], -(-total // size), compute, stop)
     arrays: Arrays = {
         key: np.concatenate([part[key] for part in parts])[:total]
-        for key in ("samples", "image", "evaluations", "failed")
+        for key in ("samples", "image", "label", "evaluations", "failed")
     }
     seconds = float(sum(part["seconds"] for part in parts))
     failed = int(arrays.pop("failed").sum())
@@ -113,10 +125,13 @@ def _compile(experiment: Experiment, sampler: Sampler, params: Params, plan: Pla
 
     def sample(params: Params, plan: Plan, index: jax.Array) -> dict[str, jax.Array]:
         keys = rng.for_samples(rng.stream(experiment.sampling.seed, "sampling"), index)
-        result = sampler(experiment.sampling_denoiser(params), plan, keys, experiment.source.shape)
+        label = experiment.sampling.label.of_samples(index, experiment.network.settings.classes)
+        denoiser, condition = experiment.sampling_denoiser(params), experiment.condition(label)
+        result = sampler(denoiser, plan, keys, experiment.source.shape, condition)
         return {
             "samples": result.x,
             "image": experiment.levels.quantise(result.x),
+            "label": label,
             "evaluations": result.evaluations,
             "failed": result.failed,
         }

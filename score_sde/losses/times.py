@@ -20,17 +20,24 @@ spread evenly (Kingma et al. 2021, appendix I.1). A sample's time then depends o
 
 import abc
 import dataclasses
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from score_sde import rng
 from score_sde.errors import Checks, UserError
 from score_sde.sde import SDE, Process, check_kind
 from score_sde.typing import Keys, PerSample, Time
+
+TAIL = 5.0  # standard deviations
+NEWTON_STEPS = 2
+LARGEST_STD = 1000.0  # of a normal much wider than its bounds, float32 has too few digits between them
+CELLS = 2**23  # how many values a uniform float32 number is drawn from
+CLOSEST = 3e-5  # in units of t: of so narrow a law float32, with steps of up to 5e-7, still keeps a hundredth
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +107,30 @@ class Uniform(Distribution):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LogNormal(Distribution):
+class _Normal(Distribution):
+    """Abstract: some function of t is normal, cut to [t_min, T]."""
+
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        with Checks() as check:
+            check.that(math.isfinite(self.mean), f"mean must be finite, not {self.mean}")
+            check.that(0 < self.std <= LARGEST_STD, f"std must lie in (0, {LARGEST_STD}], not {self.std}")
+
+    def check(self, sde: Process) -> None:
+        super().check(sde)
+        quartiles = jax.jit(lambda u: self(sde, u, ())[0])(jnp.asarray([0.25, 0.75], jnp.float32))
+        first, last = (float(t) for t in quartiles)
+        if not last - first > CLOSEST * last:
+            raise UserError(
+                f"mean={self.mean:g} and std={self.std:g} put half of the times between {first:.7g} and {last:.7g}, "
+                "which float32 can hardly tell apart; move the mean into the process's range, or take a larger std"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogNormal(_Normal):
     """EDM's: log σ̄ normal, cut to the process's noise levels."""
 
     processes: ClassVar[type] = SDE
@@ -108,41 +138,73 @@ class LogNormal(Distribution):
     mean: float = -1.2
     std: float = 1.2
 
-    def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise UserError(f"std must be positive, not {self.std}")
-
     def __call__(self, sde: SDE, u: PerSample, state: Any) -> tuple[Time, PerSample]:
-        ends = [-0.5 * sde.log_snr(jnp.asarray(t, u.dtype)) for t in (sde.t_min, sde.T)]
-        log_sigma_bar = _cut_normal(u, *((end - self.mean) / self.std for end in ends)) * self.std + self.mean
+        low, high = (-0.5 * sde.log_snr(jnp.asarray(t, u.dtype)) for t in (sde.t_min, sde.T))
+        log_sigma_bar = cut_normal(u, self.mean, self.std, low, high)
         t = sde.time_of_log_snr(-2 * log_sigma_bar)
         return jnp.clip(t, sde.t_min, sde.T), jnp.ones_like(u)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LogitNormal(Distribution):
+class LogitNormal(_Normal):
     """Stable Diffusion 3's: logit(t/T) normal, from t_min on."""
 
     mean: float = 0.0
     std: float = 1.0
 
-    def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise UserError(f"std must be positive, not {self.std}")
-
     def __call__(self, sde: Process, u: PerSample, state: Any) -> tuple[Time, PerSample]:
         share = sde.t_min / sde.T
-        low = np.float32(-np.inf if share == 0 else (np.log(share / (1 - share)) - self.mean) / self.std)
-        logit = _cut_normal(u, jnp.asarray(low), jnp.asarray(np.float32(np.inf))) * self.std + self.mean
+        low = -math.inf if share == 0 else math.log(share / (1 - share))
+        logit = cut_normal(u, self.mean, self.std, *(jnp.asarray(end, u.dtype) for end in (low, math.inf)))
         return jnp.clip(sde.T * jax.nn.sigmoid(logit), sde.t_min, sde.T), jnp.ones_like(u)
 
 
-def _cut_normal(u: PerSample, low: Float[Array, ""], high: Float[Array, ""]) -> PerSample:
-    """A standard normal between two bounds, by its inverse distribution function; finite for every u in [0, 1)."""
-    below, above = jax.scipy.special.ndtr(low), jax.scipy.special.ndtr(high)
-    middle = u + 2.0**-25  # of the interval that u stands for: never 0
-    x = jax.scipy.special.ndtri(below + (above - below) * middle)
-    return jnp.clip(x, jnp.maximum(low, -12), jnp.minimum(high, 12))
+def cut_normal(u: PerSample, mean: Any, std: Any, low: Array, high: Array) -> PerSample:
+    r"""N(mean, std²) between two bounds, by its inverse distribution function; finite for every u in [0, 1).
+
+    In units of std from the mean, and mirrored if need be so that most of [a, b] is below 0, x is the solution of
+
+        Φ(x) = (1 − u) Φ(a) + u Φ(b),   or of   Φ(−x) = (1 − u) Φ(−a) + u Φ(−b)   where x > 0
+
+    In a tail, b < −5, float32 soon holds neither side. There x = b − s, with z = −b and the hazard rate h = φ(z)/Φ(−z),
+
+        Φ(−z − s)/Φ(−z) = e^{−s (z + s/2)} h(z)/h(z + s)
+
+    is solved for s by Newton's method, and added to the bound, which the mean may be very far from.
+    """
+    above, below = jnp.maximum(u, 2.0**-25), 1 - u  # neither is 0
+    mirrored = low + high > 2 * mean
+    share, rest = jnp.where(mirrored, below, above), jnp.where(mirrored, above, below)
+    a, b = (low - mean) / std, (high - mean) / std
+    a, b = jnp.where(mirrored, -b, a), jnp.where(mirrored, -a, b)
+
+    ndtr, ndtri = jax.scipy.special.ndtr, jax.scipy.special.ndtri
+    central = jnp.maximum(b, -TAIL)  # of two cases, each is given what it can take, for the sake of derivatives
+    under, over = (rest * ndtr(sign * a) + share * ndtr(sign * central) for sign in (1, -1))
+    x = jnp.where(under < over, ndtri(jnp.minimum(under, 0.5)), -ndtri(jnp.minimum(over, 0.5)))
+
+    z = jnp.maximum(-b, TAIL)
+    log_ratio = lambda s: jnp.log(_hazard(z) / _hazard(z + s)) - s * (z + s / 2)
+    at_far = log_ratio((high - low) / std)
+    wanted = -jnp.where(
+        rest < 0.5,
+        jnp.log1p(jnp.minimum(rest, 0.5) * jnp.expm1(at_far)),
+        jnp.log(share + rest * jnp.exp(at_far)),
+    )
+    s = 2 * wanted / (z + jnp.sqrt(z**2 + 2 * wanted))
+    for _ in range(NEWTON_STEPS):
+        s = s - (-log_ratio(s) - wanted) / _hazard(z + s)
+    in_tail = jnp.where(mirrored, low + std * s, high - std * s)
+    in_middle = mean + std * jnp.where(mirrored, -x, x)
+    return jnp.clip(jnp.where(b < -TAIL, in_tail, in_middle), low, high)
+
+
+def _hazard(z: PerSample) -> PerSample:
+    """φ(z)/Φ(−z) = z + 1/(z + 2/(z + 3/(z + …))) for z ≥ `TAIL`: cut after 8, it errs by 6e-9 at most."""
+    result = z
+    for k in range(8, 0, -1):
+        result = z + k / result
+    return result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,6 +237,9 @@ class LossSecondMoment(Distribution):
     """By bins of t: the root mean square of the bin's last `kept` losses, mixed with `uniform_share` of the uniform.
 
     Uniform until every bin has `kept`. The defaults are the paper's, with bins in place of its steps.
+
+    A uniform u is one of 2²³ numbers, the cells. Each bin is given one of them, and a whole number of the others, in
+    proportion to its probability but for rounding. The factor is that of its cells: exact for any number of bins.
     """
 
     bins: int = 100
@@ -192,21 +257,27 @@ class LossSecondMoment(Distribution):
         return History(jnp.zeros((self.bins, self.kept), jnp.float32), jnp.zeros(self.bins, jnp.int32))
 
     def probabilities(self, state: History) -> Float[Array, "bins"]:
-        """Of each bin."""
+        """Of each bin, before they are rounded to whole cells."""
         root = jnp.sqrt(jnp.mean(state.squares, axis=1))
         learned = root / jnp.maximum(jnp.sum(root), jnp.finfo(jnp.float32).tiny)
         mixed = (1 - self.uniform_share) * learned + self.uniform_share / self.bins
-        ready = jnp.all(state.counts >= self.kept) & (jnp.sum(root) > 0)
-        return jnp.where(ready, mixed, 1 / self.bins)
+        return jnp.where(self._ready(state), mixed, 1 / self.bins)
 
     def __call__(self, sde: Process, u: PerSample, state: History) -> tuple[Time, PerSample]:
-        probability = self.probabilities(state)
-        edges = jnp.concatenate([jnp.zeros(1), jnp.cumsum(probability)])
-        edges = edges / edges[-1]
-        bin_ = jnp.clip(jnp.searchsorted(edges, u, side="right") - 1, 0, self.bins - 1)
-        inside = (u - edges[bin_]) / (edges[bin_ + 1] - edges[bin_])
-        share = (bin_.astype(u.dtype) + jnp.clip(inside, 0, 1)) / self.bins
-        return _between(sde, share), 1 / (self.bins * probability[bin_])
+        below = jax.lax.cummax(jnp.cumsum(self.probabilities(state)))  # rounding alone could make it fall
+        spare = jnp.round((CELLS - self.bins) * (below / below[-1])).astype(jnp.int32)
+        edges = jnp.concatenate([jnp.zeros(1, jnp.int32), spare + jnp.arange(1, self.bins + 1, dtype=jnp.int32)])
+        cell = jnp.floor(u * CELLS).astype(jnp.int32)
+        bin_ = jnp.searchsorted(edges, cell, side="right") - 1
+        cells = (edges[bin_ + 1] - edges[bin_]).astype(u.dtype)
+        inside = ((cell - edges[bin_]).astype(u.dtype) + 0.5) / cells
+        share = (bin_.astype(u.dtype) + inside) / self.bins
+        ready = self._ready(state)
+        factor = jnp.where(ready, CELLS / (self.bins * cells), 1.0)
+        return _between(sde, jnp.where(ready, share, u)), factor
+
+    def _ready(self, state: History) -> Bool[Array, ""]:
+        return jnp.all(state.counts >= self.kept) & jnp.any(state.squares > 0)
 
     def update(self, state: History, sde: Process, t: Time, loss: PerSample) -> History:
         bin_ = jnp.clip(((t - sde.t_min) / (sde.T - sde.t_min) * self.bins).astype(jnp.int32), 0, self.bins - 1)

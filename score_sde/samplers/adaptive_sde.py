@@ -29,7 +29,7 @@ from score_sde.denoiser import Denoiser
 from score_sde.errors import Checks, UserError
 from score_sde.samplers.base import Carry, Grid, Plan, Solver
 from score_sde.sde import Process
-from score_sde.typing import Data, Keys
+from score_sde.typing import Condition, Data, Keys
 
 SAFETY, EXPONENT = 0.9, 0.9
 FIRST_STEP = 0.01  # of the interval, as in the paper
@@ -90,19 +90,21 @@ class AdaptiveSDE(Solver):
         number = np.arange(len(grid) - 1, dtype=np.int32)
         return Plan.of(Row(np.asarray(grid[:-1]), np.asarray(grid[1:]), number), grid)
 
-    def step(self, denoiser: Denoiser, carry: Carry, row: Row, keys: Keys) -> Carry:
-        solve = jax.vmap(lambda x, key: self._solve(denoiser, x, row.t, row.s, key))
-        last = solve(carry.x, rng.child(keys, row.number))
+    def step(self, denoiser: Denoiser, carry: Carry, row: Row, keys: Keys, condition: Condition = None) -> Carry:
+        solve = jax.vmap(lambda x, key, condition: self._solve(denoiser, x, row.t, row.s, key, condition))
+        last = solve(carry.x, rng.child(keys, row.number), condition)
         x = jnp.where(last.done.reshape(-1, *(1,) * (carry.x.ndim - 1)), last.x, jnp.nan)
         return Carry(x, x, carry.evaluations + 2 * last.attempts, carry.failed | ~last.done)
 
-    def _solve(self, denoiser: Denoiser, x: Data, t: Array, s: Array, key: Key[Array, ""]) -> _State:
+    def _solve(
+        self, denoiser: Denoiser, x: Data, t: Array, s: Array, key: Key[Array, ""], condition: Condition
+    ) -> _State:
         path = diffrax.VirtualBrownianTree(s, t, FINEST * (t - s), jax.ShapeDtypeStruct(x.shape, x.dtype), key)
-        sde = denoiser.sde
+        sde, condition = denoiser.sde, jax.tree.map(lambda leaf: leaf[None], condition)
 
         def drift_and_diffusion(x: Array, t: Array) -> tuple[Array, Array]:
             g = sde.diffusion_coefficient(t)
-            score = denoiser.score(x[None], t[None])[0]
+            score = denoiser.score(x[None], t[None], condition)[0]
             return sde.drift_coefficient(t) * x - g**2 * score, g
 
         def attempt(state: _State) -> _State:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from score_sde.errors import Checks, UserError
 from score_sde.sde import SDE, Process, check_kind
-from score_sde.typing import Data, Keys
+from score_sde.typing import Condition, Data, Keys
 
 LAST_STEPS = ("none", "mean", "denoise")
 CAPACITY = 256  # the rows of a plan are filled up to a multiple of it, so that numbers of steps share a program
@@ -130,8 +130,11 @@ class Solver(abc.ABC):
         return Carry(x, x, jnp.zeros(len(x), jnp.int32), jnp.zeros(len(x), bool))
 
     @abc.abstractmethod
-    def step(self, denoiser: Any, carry: Carry, row: Any, keys: Keys) -> Carry:
-        """One pass of the loop. keys: one per sample, the same at every pass; draws are told apart by numbers in row."""
+    def step(self, denoiser: Any, carry: Carry, row: Any, keys: Keys, condition: Condition = None) -> Carry:
+        """One pass of the loop. keys: one per sample, the same at every pass; draws are told apart by numbers in row.
+
+        condition: what the denoiser is told besides, one per sample.
+        """
 
 
 def check_grid(grid: Grid, dtype: Any = np.float32) -> Grid:
@@ -143,11 +146,19 @@ def check_grid(grid: Grid, dtype: Any = np.float32) -> Grid:
 
 
 def run(
-    solver: Solver, denoiser: Any, plan: Plan, x: Data, keys: Keys, *, last: str = "none", frames: int = 0
+    solver: Solver,
+    denoiser: Any,
+    plan: Plan,
+    x: Data,
+    keys: Keys,
+    condition: Condition = None,
+    *,
+    last: str = "none",
+    frames: int = 0,
 ) -> Samples:
     """Drives `solver` from x at the first time of the plan's grid. Traceable; one loop.
 
-    keys: one per sample. frames: how many states on the way are returned.
+    keys, condition: one per sample. frames: how many states on the way are returned.
     Raises UserError for an unknown `last`.
     """
     with Checks() as check:
@@ -156,7 +167,7 @@ def run(
     plan = jax.tree.map(lambda leaf: cast(jnp.asarray(leaf)), plan)
 
     def one(number: Int[Array, ""], carry: Carry) -> Carry:
-        return solver.step(denoiser, carry, jax.tree.map(lambda leaf: leaf[number], plan.rows), keys)
+        return solver.step(denoiser, carry, jax.tree.map(lambda leaf: leaf[number], plan.rows), keys, condition)
 
     carry, trajectory = solver.init(plan.start, x, keys), None
     ones = jnp.ones(len(x), x.dtype)
@@ -164,7 +175,7 @@ def run(
 
         def part(carry: Carry, ends: tuple[Any, Any]) -> tuple[Carry, Trajectory]:
             t = plan.rows.t[ends[0]]
-            kept = Trajectory(t, carry.x, denoiser(carry.x, t * ones))
+            kept = Trajectory(t, carry.x, denoiser(carry.x, t * ones, condition))
             return jax.lax.fori_loop(ends[0], ends[1], one, carry), kept
 
         bounds = jnp.arange(frames + 1) * plan.count // frames
@@ -174,6 +185,6 @@ def run(
     sde = denoiser.sde
     x, evaluations = sde.data_of(carry.mean if last == "mean" else carry.x), carry.evaluations
     if last == "denoise":
-        x, evaluations = denoiser(carry.x, plan.times[1] * ones), evaluations + 1
+        x, evaluations = denoiser(carry.x, plan.times[1] * ones, condition), evaluations + 1
     finite = jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))
     return Samples(x, evaluations, carry.failed | ~finite, trajectory)

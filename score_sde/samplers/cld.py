@@ -46,7 +46,7 @@ from score_sde.samplers.base import Grid, Plan
 from score_sde.samplers.linear import BaseTape, TapedSolver, Vector, assemble
 from score_sde.samplers.schedule import on_host
 from score_sde.sde.cld import CLD, State
-from score_sde.typing import Data, Time
+from score_sde.typing import Condition, Data, Time
 
 
 class Pair(NamedTuple):
@@ -95,8 +95,8 @@ class AugmentedSolver(TapedSolver):
     def whole(self, parts: list[Data]) -> State:
         return jnp.concatenate(parts, axis=-1)
 
-    def outputs(self, denoiser: AugmentedDenoiser, x: State, t: Time) -> list[Data]:
-        return [denoiser.score(x, t)]
+    def outputs(self, denoiser: AugmentedDenoiser, x: State, t: Time, condition: Condition) -> list[Data]:
+        return [denoiser.score(x, t, condition)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

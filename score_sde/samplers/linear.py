@@ -36,7 +36,7 @@ from score_sde.denoiser import Denoiser
 from score_sde.samplers.base import Carry, Grid, Plan, Solver
 from score_sde.samplers.schedule import Level, Schedule
 from score_sde.sde import SDE
-from score_sde.typing import Data, Keys, Time
+from score_sde.typing import Condition, Data, Keys, Time
 
 NO_NOISE = -1
 MOST_REGISTERS = 16
@@ -177,7 +177,7 @@ class TapedSolver(Solver):
         """The state of these components."""
 
     @abc.abstractmethod
-    def outputs(self, denoiser: Any, x: Data, t: Time) -> list[Data]:
+    def outputs(self, denoiser: Any, x: Data, t: Time, condition: Condition) -> list[Data]:
         """What the denoiser says, by one evaluation."""
 
     def init(self, start: Start, x: Data, keys: Keys) -> Carry:
@@ -186,9 +186,9 @@ class TapedSolver(Solver):
         registers = _product(start.matrix, [*parts, *noises])
         return self._carry(registers, len(parts), jnp.zeros(len(x), jnp.int32), jnp.zeros(len(x), bool))
 
-    def step(self, denoiser: Any, carry: Carry, row: Row, keys: Keys) -> Carry:
+    def step(self, denoiser: Any, carry: Carry, row: Row, keys: Keys, condition: Condition = None) -> Carry:
         parts = self.parts(carry.x)
-        outputs = self.outputs(denoiser, carry.x, row.t * jnp.ones(len(carry.x), carry.x.dtype))
+        outputs = self.outputs(denoiser, carry.x, row.t * jnp.ones(len(carry.x), carry.x.dtype), condition)
         noises = [_draw(keys, row.noise[i], parts[0]) for i in range(len(row.noise))]
         columns = [*parts, *self.parts(carry.mean), *carry.memory, *outputs, *noises]
         return self._carry(_product(row.matrix, columns), len(parts), carry.evaluations + 1, carry.failed)
@@ -218,8 +218,8 @@ class LinearSolver(TapedSolver):
     def whole(self, parts: list[Data]) -> Data:
         return parts[0]
 
-    def outputs(self, denoiser: Denoiser, x: Data, t: Time) -> list[Data]:
-        return list(denoiser.data_and_noise(x, t))
+    def outputs(self, denoiser: Denoiser, x: Data, t: Time, condition: Condition) -> list[Data]:
+        return list(denoiser.data_and_noise(x, t, condition))
 
 
 def _product(matrix: jax.Array, columns: list[Data]) -> list[Data]:

@@ -39,7 +39,7 @@ from score_sde.samplers.linear import Row as PredictorRow
 from score_sde.samplers.reverse_diffusion import ReverseDiffusion
 from score_sde.samplers.schedule import Schedule
 from score_sde.sde import Process
-from score_sde.typing import Data, Keys
+from score_sde.typing import Condition, Data, Keys
 
 PREDICTORS: dict[str, LinearSolver | None] = {
     "euler_maruyama": EulerMaruyama(),
@@ -124,21 +124,21 @@ class PredictorCorrector(Solver):
         predictor = PREDICTORS[self.predictor]
         return super().init(start, x, keys) if predictor is None else predictor.init(start, x, keys)
 
-    def step(self, denoiser: Denoiser, carry: Carry, row: Row, keys: Keys) -> Carry:
+    def step(self, denoiser: Denoiser, carry: Carry, row: Row, keys: Keys, condition: Condition = None) -> Carry:
         # Draws of the predictor have numbers of their own, under the keys that it has when it is alone.
         x, mean, predictor = carry.x, carry.mean, PREDICTORS[self.predictor]
         if self._moves:
             keys_of_step = rng.child(rng.child(keys, 2**31 - 1), row.number)
-            move = lambda i, state: self._move(denoiser, state[0], row, rng.child(keys_of_step, i))
+            move = lambda i, state: self._move(denoiser, state[0], row, rng.child(keys_of_step, i), condition)
             x, mean = jax.lax.fori_loop(0, self._moves, move, (x, mean))
         carry = carry._replace(x=x, evaluations=carry.evaluations + self._moves)
         if predictor is None or row.predictor is None:
             return carry._replace(mean=mean)
-        return predictor.step(denoiser, carry, row.predictor, keys)
+        return predictor.step(denoiser, carry, row.predictor, keys, condition)
 
-    def _move(self, denoiser: Denoiser, x: Data, row: Row, keys: Keys) -> tuple[Data, Data]:
+    def _move(self, denoiser: Denoiser, x: Data, row: Row, keys: Keys, condition: Condition) -> tuple[Data, Data]:
         """x and its mean after one move."""
-        score = denoiser.score(x, row.t * jnp.ones(len(x), x.dtype))
+        score = denoiser.score(x, row.t * jnp.ones(len(x), x.dtype), condition)
         noise = rng.normal(keys, x.shape[1:], x.dtype)
         axes = tuple(range(1, x.ndim))
         norm = lambda value: jnp.sqrt(jnp.sum(value**2, axis=axes, keepdims=True))

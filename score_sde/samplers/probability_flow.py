@@ -14,12 +14,13 @@ Source: Song et al. 2021, sec. 4.3 and appendix D.
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import numpy as np
 
 from score_sde.errors import Checks, UserError
 from score_sde.samplers.base import Carry, Grid, Plan, Solver
 from score_sde.sde import METHODS, SDE, Process, integrate
-from score_sde.typing import Keys
+from score_sde.typing import Condition, Keys
 
 VARIABLES = ("t", "log_sigma_bar")
 
@@ -73,18 +74,18 @@ class ProbabilityFlowODE(Solver):
     def plan(self, sde: Any, grid: Grid) -> Plan:
         return Plan.of(Row(np.asarray(grid[:-1]), np.asarray(grid[1:])), grid)
 
-    def step(self, denoiser: Any, carry: Carry, row: Row, keys: Keys) -> Carry:
+    def step(self, denoiser: Any, carry: Carry, row: Row, keys: Keys, condition: Condition = None) -> Carry:
         sde, in_time = denoiser.sde, self.variable == "t"
 
-        def vector_field(variable, sample, _):
+        def vector_field(variable, sample, condition):
             u = variable.astype(sample.dtype)[None]
             t = u if in_time else sde.time_of_log_snr(-2 * u)
-            velocity = denoiser.velocity(sample[None], t)[0]
+            velocity = denoiser.velocity(sample[None], t, jax.tree.map(lambda leaf: leaf[None], condition))[0]
             return velocity if in_time else 2 * (sde.sigma(t) / sde.diffusion_coefficient(t))[0] ** 2 * velocity
 
         of = (lambda t: t) if in_time else (lambda t: -0.5 * sde.log_snr(t))
         solution = integrate(
-            vector_field, carry.x, None, of(row.t), of(row.s), rtol=self.rtol, atol=self.atol, method=self.method
+            vector_field, carry.x, condition, of(row.t), of(row.s), rtol=self.rtol, atol=self.atol, method=self.method
         )
         return Carry(
             solution.y, solution.y, carry.evaluations + solution.evaluations, carry.failed | solution.failed

@@ -11,7 +11,7 @@ from score_sde.errors import Checks, UserError
 from score_sde.samplers.base import LAST_STEPS, Grid, Plan, Samples, Solver, check_grid, run
 from score_sde.samplers.grids import GRIDS, OWN_RHO, Span
 from score_sde.sde import SDE, Process
-from score_sde.typing import Data, Keys
+from score_sde.typing import Condition, Data, Keys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,10 +69,21 @@ class Sampler:
         sigma = sde.sigma(jnp.stack([jnp.asarray(plan.times[0], x_T.dtype), jnp.asarray(sde.T, x_T.dtype)]))
         return sigma[0] / sigma[1] * x_T
 
-    def __call__(self, denoiser: Any, plan: Plan, keys: Keys, shape: tuple[int, ...], *, frames: int = 0) -> Samples:
+    def __call__(
+        self,
+        denoiser: Any,
+        plan: Plan,
+        keys: Keys,
+        shape: tuple[int, ...],
+        condition: Condition = None,
+        *,
+        frames: int = 0,
+    ) -> Samples:
         """One sample of `shape` per key, of a denoiser of the solver's kind. Traceable; see `run` for frames."""
-        return self.refine(denoiser, plan, self.noise(denoiser.sde, plan, keys, shape), keys, frames=frames)
+        return self.refine(denoiser, plan, self.noise(denoiser.sde, plan, keys, shape), keys, condition, frames=frames)
 
-    def refine(self, denoiser: Any, plan: Plan, x: Data, keys: Keys, *, frames: int = 0) -> Samples:
+    def refine(
+        self, denoiser: Any, plan: Plan, x: Data, keys: Keys, condition: Condition = None, *, frames: int = 0
+    ) -> Samples:
         """From states x at the first time of the plan (image-to-image, refinement)."""
-        return run(self.solver, denoiser, plan, x, rng.child(keys, 1), last=self.last, frames=frames)
+        return run(self.solver, denoiser, plan, x, rng.child(keys, 1), condition, last=self.last, frames=frames)
