@@ -168,3 +168,33 @@ def marginal(sde: SDE, t: float, mean: float = MEAN, std: float = STD) -> tuple[
     """Mean and standard deviation of x_t for data N(mean, std²)."""
     (level,) = Schedule.of(sde).at([t])
     return level.alpha * mean, float(np.hypot(level.alpha * std, level.sigma))
+
+
+def execute(
+    plan: Plan, sde: SDE, denoise: Callable[[Any, Any], Any], x: np.ndarray, noise: Callable[[int], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """x and its mean after a linear solver's plan, in float64 and NumPy: what the loop on the device does.
+
+    denoise(x, level) is D. noise(number) is that draw.
+    """
+    draws = lambda numbers: [noise(int(k)) if k != NO_NOISE else np.zeros_like(x) for k in numbers]
+    registers = np.tensordot(plan.start.matrix, np.stack([x, *draws(plan.start.noise)]), 1)
+    count = int(plan.count)
+    for level, matrix, numbers in zip(
+        Schedule.of(sde).at(plan.rows.t[:count]), plan.rows.matrix, plan.rows.noise, strict=False
+    ):
+        data = denoise(registers[0], level)
+        epsilon = (registers[0] - level.alpha * data) / level.sigma
+        registers = np.tensordot(matrix, np.stack([*registers, data, epsilon, *draws(numbers)]), 1)
+    return registers[0], registers[1]
+
+
+def bimodal(x: np.ndarray, level: Any) -> np.ndarray:
+    """D of `BIMODAL` at points of any shape, in NumPy."""
+    weights, means, stds = BIMODAL.weights, BIMODAL.means[:, 0], BIMODAL.stds[:, 0]
+    variance = (level.alpha * stds) ** 2 + level.sigma**2
+    residual = x[..., None] - level.alpha * means
+    log_joint = np.log(weights) - 0.5 * (residual**2 / variance + np.log(variance))
+    share = np.exp(log_joint - log_joint.max(axis=-1, keepdims=True))
+    each = means + level.alpha * stds**2 / variance * residual
+    return (share * each).sum(axis=-1) / share.sum(axis=-1)

@@ -143,7 +143,9 @@ def test_chains_take_every_number_of_steps_that_they_have(steps):
 
 
 def test_chains_of_other_lengths():
-    np.testing.assert_allclose(times(DDPM(steps=10, t_min=0.1, beta_max=5.0), "trailing", 5), [1, 0.8, 0.6, 0.4, 0.2, 0.1])
+    np.testing.assert_allclose(
+        times(DDPM(steps=10, t_min=0.1, beta_max=5.0), "trailing", 5), [1, 0.8, 0.6, 0.4, 0.2, 0.1]
+    )
     np.testing.assert_allclose(times(DDPM(steps=10, t_min=0.1, beta_max=5.0), "leading", 4), [0.9, 0.7, 0.5, 0.3, 0.1])
 
 
@@ -190,7 +192,9 @@ def test_times_outside_are_refused(mine):
         times(VP(), "uniform", 5, times=mine)
 
 
-@pytest.mark.parametrize("settings", [{"grid": "unifrom"}, {"last": "men"}, {"steps": 0}, {"rho": -1.0}, {"rho": float("nan")}])
+@pytest.mark.parametrize(
+    "settings", [{"grid": "unifrom"}, {"last": "men"}, {"steps": 0}, {"rho": -1.0}, {"rho": float("nan")}]
+)
 def test_bad_sampler_settings_are_refused(settings):
     with pytest.raises(UserError, match=str(next(iter(settings.values())))):
         Sampler(solver=SOLVER, **settings)

@@ -121,7 +121,11 @@ CLAIMS = {
         ("seeds_2", {}),
     ],
     4: [("unipc", {"order": 3}), ("lms", {"order": 4}), ("rk4", {})],
-    1: [("unipc", {"order": 1, "corrector": False}), ("sde_dpmpp_1", {}), ("sa_solver", {"predictor_order": 1, "corrector_order": 0})],
+    1: [
+        ("unipc", {"order": 1, "corrector": False}),
+        ("sde_dpmpp_1", {}),
+        ("sa_solver", {"predictor_order": 1, "corrector_order": 0}),
+    ],
 }
 
 
@@ -163,9 +167,7 @@ def test_adaptive_solvers_error_falls_with_the_tolerance(name):
         for tolerance in TOLERANCES:
             solver = solver_of(name, {"rtol": tolerance, "atol": tolerance})
             drive = solving.compiled(solver, solving.denoiser_of(BIMODAL, sde))
-            samples = drive(
-                solving.plan_of(solver, sde, "uniform", 1), jnp.asarray(x_T)[:, None], solving.keys_of(5)
-            )
+            samples = drive(solving.plan_of(solver, sde, "uniform", 1), jnp.asarray(x_T)[:, None], solving.keys_of(5))
             errors.append(np.abs(np.asarray(samples.x)[:, 0] - exact).max())
             evaluations.append(int(samples.evaluations.max()))
     assert np.all(np.array(errors) < 30 * np.array(TOLERANCES)), errors

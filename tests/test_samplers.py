@@ -1,13 +1,6 @@
-r"""One battery over every solver, on targets whose solution is known, and the identities of each family.
+"""What every solver keeps to, whatever its theory: the contract of `samplers.base` and `samplers.sampler`."""
 
-A Gaussian target makes every step affine in the state and in the noise it draws, so that the mean and variance of
-the output are computed exactly, without any Monte-Carlo error: `_output_law` feeds the solver noise of its own.
-A mixture in one dimension has an exact probability flow (`oracles.Mixture.flow`), which no solver's code knows of.
-"""
-
-import contextlib
 import dataclasses
-import functools
 
 import jax
 import jax.extend
@@ -18,628 +11,341 @@ import pytest
 from score_sde import rng
 from score_sde.denoiser import Denoiser
 from score_sde.errors import UserError
-from score_sde.samplers import GRIDS, LAST_STEPS, Sampler, run
-from score_sde.samplers import SOLVERS as ALL_SOLVERS
-from score_sde.samplers.predictor_corrector import PREDICTORS
-from score_sde.sde import PROCESSES, SDE, VE, VP, Options, RectifiedFlow
-from score_sde import oracles
+from score_sde.samplers import LAST_STEPS, LinearSolver, Sampler, run
+from score_sde.samplers.base import CAPACITY
+from score_sde.sde import PROCESSES, VDM, VP, RectifiedFlow
+from tests import solving
+from tests.solving import BIMODAL, BIMODAL_3, MILD, SCALAR, SOLVERS, every_process, every_solver, keys_of, solver_of
 
-# Those of affine processes; the others are in test_cld.py.
-SOLVERS = {name: solver for name, solver in ALL_SOLVERS.items() if issubclass(SDE, solver.processes)}
-# Options under which a solver is tested; a name that is not here is tested with its defaults.
-OPTIONS = {
-    "euler_maruyama": [{}, {"eta": 0.0}],
-    "ddim": [{}, {"eta": 1.0}],
-    "pc": [{}, {"corrector": "none"}, {"predictor": "ancestral", "corrector_steps": 2}],
-    "ode": [{"rtol": 1e-5, "atol": 1e-5}],
-}
-# Langevin moves of fixed snr are no approximation of anything as the steps shrink: they have no order.
-NO_ORDER = {("pc", "langevin")}
-# A stationary Langevin move of snr r on a Gaussian inflates its variance to 1/(1 − r²).
-LANGEVIN_BIAS = 1 / (1 - 0.16**2) - 1
-
-CASES = [(name, options) for name in SOLVERS for options in OPTIONS.get(name, [{}])]
-solver_case = pytest.mark.parametrize(
-    ("name", "options"), CASES, ids=[f"{name}-{'-'.join(map(str, options.values()))}" for name, options in CASES]
-)
-process = pytest.mark.parametrize("sde", [PROCESSES[name]() for name in PROCESSES], ids=list(PROCESSES))
-
-# Mild processes, so that few steps are in the asymptotic regime.
-MILD = {"vp": VP(beta_max=6.0, t_min=0.05), "ve": VE(sigma_min=0.05, sigma_max=5.0, t_min=0.0)}
-MEAN, STD = 0.5, 0.4
-BIMODAL = oracles.mixture([0.3, 0.7], [-0.6, 0.5], [0.15, 0.25], (1,))
+SDE = MILD["vp"]
 
 
-def _solver(name, options, denoiser):
-    return SOLVERS[name](denoiser=denoiser, **options)
+def x_of(keys, dtype=jnp.float32):
+    """States at T of three values, of the size of the noise there."""
+    return rng.normal(keys, (3,)).astype(dtype)
 
 
-def _is_langevin(solver):
-    return getattr(solver, "corrector", "none") != "none"
+# --- evaluations -----------------------------------------------------------------------------------------------------
 
 
-def _keys(count, name="sampler"):
-    return rng.for_samples(rng.stream(0, name), jnp.arange(count))
-
-
-# --- exact law of the output ---------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _noise(supply):
-    """While this lasts, `rng.normal` hands out slices of `supply`, `(draws, batch, *shape)`, one a call."""
-    calls = iter(supply)
-    original, rng.normal = rng.normal, lambda keys, shape, dtype=None: next(calls)
-    try:
-        yield
-    finally:
-        rng.normal = original
-
-
-DRAWS = 2  # at most, of a solver in one step
-
-
-def _drive(solver, x_T, grid, noise):
-    """The solver along the grid in the dtype of x_T; noise `(steps, DRAWS, batch, *shape)`."""
-    grid = np.asarray(grid, np.float64)
-
-    def body(carry, step):
-        t, s, draws = step
-        ones = jnp.ones(x_T.shape[0], x_T.dtype)
-        with _noise(draws):
-            return solver.step(carry, t * ones, s * ones, _keys(x_T.shape[0])), None
-
-    carry, _ = jax.lax.scan(body, solver.init(x_T, grid), (jnp.asarray(grid[:-1]), jnp.asarray(grid[1:]), noise))
-    return carry
-
-
-def _output_law(solver, sde, grid, x_T_mean, x_T_std):
-    """Exact mean and standard deviation of what the solver makes of x_T ~ N(mean, std²), for a Gaussian target.
-
-    The output is affine: x = A x_T + b + Σ c_i z_i. b from zeros, A and all c_i as derivatives.
-    """
-
-    def output(x_T, noise):
-        return _drive(solver, x_T[None, None], grid, noise).x[0, 0]
-
-    with jax.enable_x64(True):
-        noise = jnp.zeros((len(grid) - 1, DRAWS, 1, 1), jnp.float64)
-        value_and_grad = jax.jit(jax.value_and_grad(output, argnums=(0, 1)))
-        offset, (gain, responses) = value_and_grad(jnp.asarray(x_T_mean, jnp.float64), noise)
-        return float(offset), float(jnp.sqrt((gain * x_T_std) ** 2 + jnp.sum(responses**2)))
-
-
-ORDERED = [
-    (name, options)
-    for name, options in CASES
-    if SOLVERS[name](denoiser=None, **options).evaluations_per_step is not None  # type: ignore[arg-type]
-    and not _is_langevin(SOLVERS[name](denoiser=None, **options))  # type: ignore[arg-type]
-]
-ordered_case = pytest.mark.parametrize(
-    ("name", "options"), ORDERED, ids=[f"{name}-{'-'.join(map(str, options.values()))}" for name, options in ORDERED]
-)
-
-
-def _check_order(errors, order):
-    """Errors at doubling step counts fall as 2^−order; 0.15 is what is left of the next order at these counts."""
-    errors = np.asarray(errors)
-    slopes = np.log2(errors[:-1] / errors[1:])
-    assert np.all(slopes > order - 0.15), (errors, slopes)
-    return slopes
-
-
-@ordered_case
-@pytest.mark.parametrize("sde", MILD.values(), ids=MILD)
-def test_weak_order_on_a_gaussian(name, options, sde):
-    """From the exact law at T to the exact law at t_min: the errors of mean and standard deviation, by step count."""
-    target = oracles.gaussian(MEAN, STD, (1,))
-    solver = _solver(name, options, target.denoiser(sde))
-    start, end = target.marginal(sde, sde.T), target.marginal(sde, sde.t_min)
-    errors = []
-    for steps in (64, 128, 256):
-        mean, std = _output_law(
-            solver, sde, GRIDS["uniform"](sde, steps), start.mean()[0], np.sqrt(start.variance()[0])
-        )
-        errors.append((abs(mean - end.mean()[0]), abs(std - np.sqrt(end.variance()[0]))))
-    for error in np.transpose(errors):
-        if error.max() > 1e-10:  # some are exact
-            slopes = _check_order(error, solver.order)
-            assert np.all(slopes < solver.order + 1.5)
-
-
-def _is_deterministic(name, options):
-    return not SOLVERS[name](denoiser=None, **options).stochastic  # type: ignore[arg-type]
-
-
-ADAPTIVE = [name for name, cls in SOLVERS.items() if cls(denoiser=None).evaluations_per_step is None]  # type: ignore[arg-type]
-DETERMINISTIC = [(name, options) for name, options in ORDERED if _is_deterministic(name, options)]
-
-
-@pytest.mark.parametrize(("name", "options"), DETERMINISTIC, ids=[f"{n}-{o}" for n, o in DETERMINISTIC])
-def test_strong_order_on_a_mixture(name, options):
-    """Each point of a bimodal target against where the exact probability flow takes it."""
-    sde = MILD["vp"]
-    solver = _solver(name, options, BIMODAL.denoiser(sde))
-    x_T = np.linspace(-2, 2, 9)
-    exact = BIMODAL.flow(sde, x_T, sde.T, sde.t_min)
-    errors = []
-    with jax.enable_x64(True):
-        for steps in (64, 128, 256):
-            noise = jnp.zeros((steps, DRAWS, 9, 1), jnp.float64)
-            drive = jax.jit(lambda x, noise, steps=steps: _drive(solver, x, GRIDS["log_snr"](sde, steps), noise).x)
-            errors.append(np.sqrt(np.mean((np.asarray(drive(jnp.asarray(x_T)[:, None], noise))[:, 0] - exact) ** 2)))
-    _check_order(errors, solver.order)
-
-
-@pytest.mark.parametrize("name", ADAPTIVE)
-@pytest.mark.parametrize("sde", MILD.values(), ids=MILD)
-def test_adaptive_solvers_error_falls_with_the_tolerance(name, sde):
-    """Against the exact flow of a mixture; a step's error is held at the tolerance, and some tens of steps add up."""
-    x_T = np.linspace(-2, 2, 5) * np.sqrt(BIMODAL.marginal(sde, sde.T).variance()[0])
-    exact = BIMODAL.flow(sde, x_T, sde.T, sde.t_min)
-    errors, evaluations = [], []
-    with jax.enable_x64(True):
-        for tolerance in (1e-4, 1e-6, 1e-8):
-            solver = _solver(name, {"rtol": tolerance, "atol": tolerance}, BIMODAL.denoiser(sde))
-            noise = jnp.zeros((1, DRAWS, 5, 1), jnp.float64)
-            carry = jax.jit(lambda x, solver=solver, noise=noise: _drive(solver, x, [sde.T, sde.t_min], noise))(
-                jnp.asarray(x_T)[:, None]
-            )
-            errors.append(np.abs(np.asarray(carry.x)[:, 0] - exact).max())
-            evaluations.append(int(carry.evaluations.max()))
-    assert np.all(np.array(errors) < 30 * np.array([1e-4, 1e-6, 1e-8])), errors
-    # A method of order 5 gains a factor 100 for 100^(1/5) = 2.5 times the steps; 4 with rejected steps.
-    assert np.all(np.diff(evaluations) > 0)
-    assert np.all(np.array(evaluations[1:]) < 4 * np.array(evaluations[:-1]))
-
-
-# --- whole runs in float32, with their own random numbers ----------------------------------------------------------
-
-SHAPE, COUNT, STEPS, MIXTURE_STEPS = (4, 4, 2), 256, 100, 100
-
-
-@functools.cache
-def _sampler(name, options, process_name, target, last="none", steps=STEPS, grid="uniform"):
-    """Jitted keys -> Samples."""
-    sde = MILD.get(process_name) or PROCESSES[process_name]()
-    sampler = Sampler(solver=SOLVERS[name], options=dict(options), grid=grid, steps=steps, last=last)
-    return jax.jit(lambda keys: sampler(target.denoiser(sde), keys, target.shape))
-
-
-GAUSSIAN = oracles.gaussian(MEAN, STD, SHAPE)
-SCALAR = oracles.gaussian(MEAN, STD, (1,))
-
-
-@solver_case
-@pytest.mark.parametrize("process_name", MILD)
-def test_samples_of_a_gaussian(name, options, process_name):
-    """Mean and variance over 8192 values: the law of this very discretisation, to Monte-Carlo error alone.
-
-    For solvers without such a law: the target's, to Monte-Carlo error and the solver's own documented bias.
-    """
-    sde = MILD[process_name]
-    samples = _sampler(name, tuple(options.items()), process_name, GAUSSIAN)(_keys(COUNT))
-    x = np.asarray(samples.x, np.float64)
-    assert x.shape == (COUNT, *SHAPE)
-    assert not np.any(samples.failed)
-    solver = _solver(name, options, SCALAR.denoiser(sde))
-    prior_std = float(sde.sigma(jnp.asarray(sde.T)))
-    if solver.evaluations_per_step is None:
-        start, end = (SCALAR.marginal(sde, t) for t in (sde.T, sde.t_min))
-        scale = np.sqrt(end.variance()[0] / start.variance()[0])  # the exact flow map, from the prior instead of p_T
-        mean, std, bias = end.mean()[0] + scale * (0 - start.mean()[0]), scale * prior_std, 1e-3
-    elif _is_langevin(solver):
-        end = SCALAR.marginal(sde, sde.t_min)
-        mean, std = end.mean()[0], np.sqrt(end.variance()[0])
-        # Two Langevin moves a step at most double nothing: each leaves 1/(1 − r²); first order in 200 steps besides.
-        bias = LANGEVIN_BIAS + 4 / STEPS
-    else:
-        mean, std = _output_law(solver, sde, GRIDS["uniform"](sde, STEPS), 0.0, prior_std)
-        bias = 1e-5  # float32
-    assert abs(x.mean() - mean) < (5 / np.sqrt(x.size) + bias) * std
-    assert abs(x.var() / std**2 - 1) < 5 * np.sqrt(2 / x.size) + 2 * bias
-
-
-@solver_case
-def test_samples_of_a_mixture(name, options):
-    """Two far modes in 32 dimensions, from x_T ~ p_T: the share of each, and mean and spread within each."""
-    weights, count = (0.3, 0.7), 512
-    target = oracles.mixture(weights, (-0.8, 0.6), (0.2, 0.3), SHAPE)
-    sde = MILD["vp"]
-    start, end = target.marginal(sde, sde.T), target.marginal(sde, sde.t_min)
-    generator = np.random.default_rng(0)
-    component = generator.choice(2, count, p=weights)
-    x_T = start.means[component] + start.stds[component] * generator.normal(size=(count, *SHAPE))
-    solver, grid = _solver(name, options, target.denoiser(sde)), GRIDS["uniform"](sde, MIXTURE_STEPS)
-    samples = jax.jit(lambda x, keys: run(solver, x, grid, keys))(jnp.asarray(x_T, jnp.float32), _keys(count))
-    x = np.asarray(samples.x, np.float64).reshape(count, -1)
-    in_first = x.mean(axis=1) < -0.1  # the modes are 1.4 apart and their means spread by 0.3/√32
-    assert abs(in_first.mean() - weights[0]) < 5 * np.sqrt(0.21 / count)
-    bias = LANGEVIN_BIAS if _is_langevin(solver) else 0
-    for k, points in enumerate((x[in_first], x[~in_first])):
-        mean, std = end.means[k].flat[0], end.stds[k].flat[0]
-        # Monte Carlo; an allowance of 2/steps for the first-order bias (an estimate, not a bound); Langevin.
-        assert abs(points.mean() - mean) < (5 / np.sqrt(points.size) + 2 / MIXTURE_STEPS + bias) * std
-        assert abs(points.var() / std**2 - 1) < 5 * np.sqrt(2 / points.size) + 2 * (2 / MIXTURE_STEPS + bias)
-
-
-# --- the loop ------------------------------------------------------------------------------------------------------
-
-
-def _counting(denoiser, counter):
-    """The denoiser, that adds the calls really made to `counter`: on the host, when they happen."""
+@every_solver
+def test_evaluations_are_those_really_made(solver):
+    """A batch of one, every call of the denoiser counted on the host."""
+    counter, exact = [], BIMODAL.denoiser(SDE)
 
     def function(x_t, t, condition):
         jax.debug.callback(lambda _: counter.append(1), x_t)
-        return denoiser.function(x_t, t, condition)
+        return exact.function(x_t, t, condition)
 
-    return dataclasses.replace(denoiser, function=function)
-
-
-@solver_case
-def test_evaluations_are_those_really_made(name, options):
-    """A batch of one, every call of the denoiser counted on the host."""
-    sde, counter = MILD["vp"], []
-    solver = _solver(name, options, _counting(BIMODAL.denoiser(sde), counter))
-    grid = GRIDS["uniform"](sde, 3)
-    samples = jax.jit(lambda x, keys: run(solver, x, grid, keys, last="denoise"))(jnp.full((1, 1), 0.7), _keys(1))
+    plan = solving.plan_of(solver, SDE, "uniform", 4)
+    denoiser = dataclasses.replace(exact, function=function)
+    if isinstance(solver, LinearSolver):  # whose loop makes one in every row, as is counted once for all of them below
+        samples = solving.compiled(solver, solving.denoiser_of(BIMODAL, SDE), "denoise")(
+            plan, jnp.full((1, 1), 0.7), keys_of(1)
+        )
+        assert int(samples.evaluations[0]) == int(plan.count) + 1
+        if solver != solving.LINEAR:
+            return
+    samples = jax.jit(lambda x: run(solver, denoiser, plan, x, keys_of(1), last="denoise"))(jnp.full((1, 1), 0.7))
     jax.block_until_ready(samples)
     jax.effects_barrier()
     assert int(samples.evaluations[0]) == len(counter)
-    if solver.evaluations_per_step is not None:
-        assert len(counter) == 3 * solver.evaluations_per_step + 1
 
 
-@functools.cache
-def _loop(name, options, steps=20, last="none"):
-    """A jitted run on the bimodal target in three dimensions."""
-    sde = MILD["vp"]
-    target = oracles.mixture([0.3, 0.7], [-0.6, 0.5], [0.15, 0.25], (3,))
-    solver = SOLVERS[name](denoiser=target.denoiser(sde), **dict(options))
-    return jax.jit(lambda x, keys: run(solver, x, GRIDS["uniform"](sde, steps), keys, last=last))
+@every_solver
+def test_evaluations_per_step(solver):
+    """Ten more steps cost ten times as many; how a run starts, or a restart, costs the same whatever their number."""
+    if solving.is_adaptive(solver):
+        assert solver.evaluations_per_step is None
+        return
+    few, many = (solving.plan_of(solver, SDE, "log_snr", steps) for steps in (10, 20))
+    moves = 1 if isinstance(solver, LinearSolver) else solver.evaluations_per_step
+    assert (many.count - few.count) * moves == 10 * solver.evaluations_per_step
+    if solver.evaluations_per_step == 1:
+        assert few.count - 10 <= 4  # at most, of single steps of order 3 to start with
 
 
-@solver_case
-def test_a_sample_depends_on_its_key_alone(name, options):
-    """Alone or among eight: the same sample and the same evaluations (float32, fused differently).
+# --- one program -----------------------------------------------------------------------------------------------------
+
+
+@solving.every_name
+def test_other_seeds_steps_and_grids_compile_nothing(solver):
+    """Through the sampler, as `sample` does. Steps beyond the plan's capacity are the next program."""
+    sampler = Sampler(solver=solver)
+    denoiser = solving.denoiser_of(BIMODAL_3, SDE)
+    program = jax.jit(lambda plan, keys: sampler(denoiser, plan, keys, (3,)))
+    for grid, steps, seed in (("uniform", 10, "a"), ("uniform", 30, "b"), ("karras", 17, "c"), ("cosine", 50, "a")):
+        plan = dataclasses.replace(sampler, grid=grid, steps=steps).plan(SDE)
+        samples = program(plan, keys_of(2, seed))
+        assert not np.any(samples.failed)
+    assert program._cache_size() == 1
+
+
+def test_linear_solvers_of_equal_size_are_one_program():
+    program = jax.jit(lambda plan, x: run(solving.LINEAR, solving.denoiser_of(BIMODAL_3, SDE), plan, x, keys_of(2)))
+    for name in ("ancestral", "sde_dpmpp_1", "reverse_diffusion", "euler_maruyama"):
+        program(solving.plan_of(solver_of(name), SDE), x_of(keys_of(2)))
+    assert program._cache_size() == 1
+    program(solving.plan_of(solver_of("ancestral"), SDE, "uniform", CAPACITY + 1), x_of(keys_of(2)))
+    assert program._cache_size() == 2
+
+
+def _equations(jaxpr, inside):
+    """All equations, and the calls of the network among them, by the one operation that only it has here."""
+    for equation in jaxpr.eqns:
+        inside.append(equation.primitive.name)
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            _equations(inner, inside)
+    return inside
+
+
+@solving.linear_solver
+def test_the_network_stands_in_the_program_once(solver):
+    """Whatever the order: compile time does not grow with stages."""
+    denoiser = Denoiser(sde=SDE, function=lambda x, t, condition: jnp.arctan2(x, x + 1))
+    plan = solving.plan_of(solver, SDE)
+    program = jax.make_jaxpr(lambda plan, x: run(solver, denoiser, plan, x, keys_of(2)))(plan, x_of(keys_of(2)))
+    assert _equations(program.jaxpr, []).count("atan2") == 1
+
+
+# --- what a sample depends on ----------------------------------------------------------------------------------------
+
+
+@every_solver
+def test_a_sample_depends_on_its_key_alone(solver):
+    """Alone or among 64: the same sample and the same evaluations (float32, fused differently).
 
     In float64 where steps are adaptive: rounding may move the error of a step across the tolerance, and their number.
     """
-    loop = _loop(name, tuple(options.items()))
-    keys = _keys(8)
-    with jax.enable_x64(name in ADAPTIVE):
-        x_T = rng.normal(keys, (3,)).astype(jnp.float64 if name in ADAPTIVE else jnp.float32)
-        together = loop(x_T, keys)
-        for i in (0, 5):
-            alone = loop(x_T[i : i + 1], keys[i : i + 1])
+    wide = solving.is_adaptive(solver)
+    drive, plan = solving.compiled(solver, solving.denoiser_of(BIMODAL_3, SDE)), solving.plan_of(solver, SDE)
+    with jax.enable_x64(wide):
+        keys = keys_of(64)
+        x = x_of(keys, jnp.float64 if wide else jnp.float32)
+        together = drive(plan, x, keys)
+        for i in (0, 37):
+            alone = drive(plan, x[i : i + 1], keys[i : i + 1])
             np.testing.assert_allclose(alone.x[0], together.x[i], rtol=1e-5, atol=1e-5)
             assert int(alone.evaluations[0]) == int(together.evaluations[i])
 
 
-@solver_case
-def test_stochastic_solvers_use_the_key_and_others_do_not(name, options):
-    loop = _loop(name, tuple(options.items()))
-    x_T = rng.normal(_keys(8), (3,))
-    same = np.array_equal(loop(x_T, _keys(8)).x, loop(x_T, _keys(8, "other")).x)
-    assert same == (_is_deterministic(name, options))
+def test_norms_of_the_batch_depend_on_it():
+    """The original code's rule, on request."""
+    plan, keys = solving.plan_of(solver_of("pc"), SDE), keys_of(8)
+    drive = solving.compiled(solver_of("pc", {"batch_norms": True}), solving.denoiser_of(BIMODAL_3, SDE))
+    alone, together = drive(plan, x_of(keys)[:1], keys[:1]), drive(plan, x_of(keys), keys)
+    assert np.abs(alone.x[0] - together.x[0]).max() > 1e-3
 
 
-@process
-def test_one_step_of_any_grid_is_the_whole_way(sde):
-    for grid in GRIDS.values():
-        np.testing.assert_array_equal(grid(sde, 1), [sde.T, sde.t_min])
+@every_solver
+def test_stochastic_solvers_use_the_key_and_others_do_not(solver):
+    drive, plan = solving.compiled(solver, solving.denoiser_of(BIMODAL_3, SDE)), solving.plan_of(solver, SDE)
+    x = x_of(keys_of(64))
+    one, again, other = (drive(plan, x, keys_of(64, name)).x for name in ("sampler", "sampler", "other"))
+    np.testing.assert_array_equal(one, again)
+    assert np.array_equal(one, other) == (not solver.stochastic)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_one_step_works_on_every_process(name):
-    def runs(x, keys):
-        for process in PROCESSES.values():
-            sde = process()
-            solver = SOLVERS[name](denoiser=SCALAR.denoiser(sde))
-            yield run(solver, sde.sigma(jnp.full(2, sde.T))[:, None] * x, GRIDS["uniform"](sde, 1), keys)
-
-    for samples in jax.jit(lambda x, keys: list(runs(x, keys)))(rng.normal(_keys(2), (1,)), _keys(2)):
-        assert samples.x.shape == (2, 1)
-        assert np.all(np.isfinite(samples.x))
-        assert samples.evaluations.shape == samples.failed.shape == (2,)
-        assert not np.any(samples.failed)
+# --- everywhere ------------------------------------------------------------------------------------------------------
 
 
-# f and g are infinite where a process ends in pure noise: these solvers say so, all others run.
-NOT_FROM_PURE_NOISE = {"euler_maruyama"}
-FROM_NOISE = {"rectified_flow": RectifiedFlow(T=1.0), "vp": Options(zero_terminal_snr=True).apply(MILD["vp"])}
-
-
-@pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("sde", FROM_NOISE.values(), ids=FROM_NOISE)
-def test_solvers_run_from_pure_noise_or_say_that_they_cannot(name, sde):
-    """The first step leaves T, where x_T says nothing of the data, and D is their mean: finite, and no worse for it.
-
-    A network's v is converted, since from ε̂ there is no way to D at T.
-    """
-    target = oracles.gaussian(MEAN, STD, (16,))
-    exact = target.denoiser(sde)
-    network = lambda x, t, condition: exact.predict("v", x, t)
-    denoiser = Denoiser(sde=sde, function=network, prediction="v")
-    solver = SOLVERS[name](denoiser=denoiser)
-    if name in NOT_FROM_PURE_NOISE:
-        with pytest.raises(UserError, match="infinite where the process ends in pure noise"):
-            solver.check_process(sde)
-        return
+@every_process
+@solving.every_name
+def test_a_few_steps_on_every_process(solver, sde):
+    """Any number of steps from one on: on the host, where the coefficients are made."""
     solver.check_process(sde)
-    samples = jax.jit(lambda x, keys: run(solver, x, GRIDS["uniform"](sde, 50), keys))(
-        rng.normal(_keys(64), (16,)), _keys(64)
-    )
-    x = np.asarray(samples.x, np.float64)
-    assert not np.any(samples.failed)
-    # 5 standard errors of 1024 values are 0.16; twice that leaves room for 50 steps (an estimate, not a bound).
-    assert abs(x.mean() - MEAN) < 0.3 * STD
-    assert abs(x.std() / STD - 1) < 0.3
+    for steps in (1, 2, 3, 5):
+        plan = solving.plan_of(solver, sde, "log_snr", steps)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(plan))
+        np.testing.assert_array_equal(plan.times, [sde.T, sde.t_min])
+        if isinstance(solver, LinearSolver):
+            mean, std = solving.law(plan, sde, 0.0, 1.0)
+            assert np.isfinite(mean)
+            assert std > 0
 
 
-def test_the_log_snr_grid_cannot_begin_in_pure_noise():
-    with pytest.raises(UserError, match="finite log_snr at T"):
-        GRIDS["log_snr"](FROM_NOISE["rectified_flow"], 10)
+@solving.every_name
+def test_one_step_runs(solver):
+    drive = solving.compiled(solver, solving.denoiser_of(BIMODAL_3, SDE))
+    for steps in (1, 2):
+        samples = drive(solving.plan_of(solver, SDE, "uniform", steps), x_of(keys_of(2)), keys_of(2))
+        assert np.all(np.isfinite(samples.x))
+        assert not np.any(samples.failed)
+        assert samples.trajectory is None
+
+
+# f, g or λ are infinite where a process ends in pure noise: all but these say so.
+FROM_NOISE = {
+    "reverse_diffusion": {},
+    "ancestral": {},
+    "pc": {"corrector": "none"},
+    "ode": {},
+    "euler": {},
+    "midpoint": {},
+    "heun": {},
+    "rk4": {},
+    "ddim": {},
+    "dpmpp": {"order": 1},
+    "sde_dpmpp_1": {},
+}
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_the_loop_is_one_scan_whatever_the_number_of_steps(name):
-    sde = PROCESSES["vp"]()
-    solver = SOLVERS[name](denoiser=oracles.gaussian(MEAN, STD, (3,)).denoiser(sde))
-    programs = [
-        jax.make_jaxpr(lambda x, keys, steps=steps: run(solver, x, GRIDS["uniform"](sde, steps), keys))(
-            jnp.zeros((2, 3)), _keys(2)
-        ).jaxpr
-        for steps in (5, 50)
-    ]
-    assert [_scans_at_the_top(program) for program in programs] == [1, 1]
-    assert _equations(programs[0]) == _equations(programs[1])
+def test_solvers_run_from_pure_noise_or_say_that_they_cannot(name):
+    """The first step leaves T, where x_T says nothing of the data, and D is their mean."""
+    sde = RectifiedFlow(T=1.0)
+    for options in [*solving.OPTIONS.get(name, ({},)), *([FROM_NOISE[name]] if name in FROM_NOISE else [])]:
+        solver = solver_of(name, options)
+        try:
+            solver.check_process(sde)
+        except UserError as error:
+            assert "pure noise" in str(error)
+            assert FROM_NOISE.get(name) != options
+            continue
+        plan = solving.plan_of(solver, sde, "uniform", 50)
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(plan.rows)[1:]), (name, options)
+        if isinstance(solver, LinearSolver):
+            mean, std = solving.law(plan, sde, 0.0, 1.0)
+            assert mean == pytest.approx(solving.MEAN, abs=0.02)
+            assert std == pytest.approx(solving.STD, rel=0.1)
 
 
-def _inner(equation):
-    return jax.extend.core.jaxprs_in_params(equation.params)
+def test_a_learned_process_is_planned_at_its_parameters():
+    sde = VDM()
+    at = lambda params: solving.solver_of("dpmpp_2m").plan(sde.bind(params), np.linspace(sde.T, sde.t_min, 5))
+    first = sde.init()
+    other = jax.tree.map(lambda leaf: leaf + 0.3, first)
+    np.testing.assert_allclose(at(first).rows.matrix, at(None).rows.matrix, rtol=1e-6)
+    assert np.abs(at(other).rows.matrix - at(first).rows.matrix).max() > 1e-3
 
 
-def _scans_at_the_top(jaxpr):
-    """Scans, not counting what stands inside of them."""
-    return sum(1 if e.primitive.name == "scan" else sum(map(_scans_at_the_top, _inner(e))) for e in jaxpr.eqns)
+# --- the last step ---------------------------------------------------------------------------------------------------
+
+NOISE_FIRST = ("EDMSampler", "Restart")  # add theirs before a step, which then leaves a state without
 
 
-def _equations(jaxpr):
-    return sum(1 + sum(map(_equations, _inner(equation))) for equation in jaxpr.eqns)
-
-
-@solver_case
-def test_last_step_rules(name, options):
+@every_solver
+def test_last_step_rules(solver):
     """mean: the state without the last noise, which leaves the other draws alone; denoise: D at t_min of the state."""
-    sde = MILD["vp"]
-    solver = _solver(name, options, SCALAR.denoiser(sde))
-    grid, keys = GRIDS["uniform"](sde, 1), _keys(2)
-    x_T = rng.normal(keys, (1,))
-
-    def evaluate(x_T, keys):
-        rules = [run(solver, x_T, grid, keys, last=last) for last in LAST_STEPS]
-        with _noise([jnp.zeros((2, 1), jnp.float32)] * DRAWS):
-            return rules, run(solver, x_T, grid, keys) if not _is_langevin(solver) else None
-
-    (none, mean, denoise), without_noise = jax.jit(evaluate)(x_T, keys)
-    exact = SCALAR.posterior_mean(sde, none.x, jnp.full(2, sde.t_min, jnp.float32))
-    # float32, of values of size 1.
-    np.testing.assert_allclose(denoise.x, exact, rtol=0, atol=1e-5)
+    plan, keys = solving.plan_of(solver, SDE, "log_snr", 3), keys_of(2)
+    none, mean, denoise = (
+        solving.compiled(solver, solving.denoiser_of(SCALAR, SDE), last)(plan, x_of(keys)[:, :1], keys)
+        for last in LAST_STEPS
+    )
+    exact = SCALAR.posterior_mean(SDE, none.x, jnp.full(2, SDE.t_min, jnp.float32))
+    np.testing.assert_allclose(denoise.x, exact, rtol=0, atol=1e-5)  # float32, of values of size 1
     np.testing.assert_array_equal(none.evaluations, mean.evaluations)
     np.testing.assert_array_equal(none.evaluations + 1, denoise.evaluations)
-    assert np.array_equal(none.x, mean.x) == _is_deterministic(name, options)
-    if without_noise is not None:  # one step whose every draw is zero is its own mean
-        np.testing.assert_allclose(mean.x, without_noise.x, rtol=0, atol=1e-5)
+    no_noise_last = not solver.stochastic or type(solver).__name__ in NOISE_FIRST or solving.is_adaptive(solver)
+    assert np.array_equal(none.x, mean.x) or not no_noise_last
+    if isinstance(solver, LinearSolver):  # the two rows of the last matrix differ in its noise, and in nothing else
+        last, registers = plan.rows.matrix[plan.count - 1], plan.rows.matrix.shape[1]
+        np.testing.assert_allclose(last[0, : registers + 2], last[1, : registers + 2], rtol=0, atol=1e-12)
+        assert not np.any(last[1, registers + 2 :]) or type(solver).__name__ == "SEEDS2"
 
 
-@process
-@pytest.mark.parametrize("name", sorted(GRIDS))
-def test_grids_run_from_the_end_to_t_min(sde, name):
-    for steps in (1, 2, 1000):
-        grid = GRIDS[name](sde, steps)
-        assert grid.dtype == np.float64
-        assert grid.shape == (steps + 1,)
-        assert (grid[0], grid[-1]) == (sde.T, sde.t_min)
-        assert np.all(np.diff(np.asarray(grid, np.float32)) < 0)
+def test_an_unknown_last_rule_is_refused():
+    with pytest.raises(UserError, match="last-step rule"):
+        run(solving.LINEAR, BIMODAL.denoiser(SDE), solving.plan_of(solving.LINEAR, SDE), x_of(keys_of(1)), keys_of(1), last="men")
 
 
-@process
-def test_the_log_snr_grid_is_uniform_in_log_snr(sde):
+# --- the way ---------------------------------------------------------------------------------------------------------
+
+
+@solving.every_name
+def test_trajectories_do_not_change_the_samples(solver):
+    """States before some passes, evenly spread, and D of each; the first is where the run begins."""
+    denoiser, plan, keys = solving.denoiser_of(BIMODAL_3, SDE), solving.plan_of(solver, SDE), keys_of(4)
+    x = x_of(keys)
+    plain, with_frames = (solving.compiled(solver, denoiser, frames=frames)(plan, x, keys) for frames in (0, 5))
+    np.testing.assert_allclose(plain.x, with_frames.x, rtol=1e-5, atol=1e-5)
+    if not solving.is_adaptive(solver):
+        np.testing.assert_array_equal(plain.evaluations, with_frames.evaluations)
+    assert plain.trajectory is None
+    kept = with_frames.trajectory
+    assert kept.t.shape == (5,)
+    assert kept.x.shape == kept.denoised.shape == (5, 4, 3)
+    rows = np.arange(5) * int(plan.count) // 5
+    np.testing.assert_allclose(kept.t, plan.rows.t[rows], rtol=1e-6)
+    assert np.all(np.diff(kept.t) < 0) or solver.evaluations_per_step != 1
+    np.testing.assert_allclose(kept.x[0], x, rtol=1e-5, atol=1e-6)
+    for t, state, data in zip(kept.t, kept.x, kept.denoised, strict=True):
+        expected = BIMODAL_3.posterior_mean(SDE, state, jnp.full(4, t))
+        np.testing.assert_allclose(data, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_more_frames_than_passes_repeat_states():
+    plan, x = solving.plan_of(solving.LINEAR, SDE, "uniform", 2), x_of(keys_of(1))
+    kept = solving.compiled(solving.LINEAR, solving.denoiser_of(BIMODAL_3, SDE), frames=4)(plan, x, keys_of(1)).trajectory
+    np.testing.assert_allclose(kept.t, plan.rows.t[[0, 0, 1, 1]], rtol=1e-6)
+
+
+# --- partial ranges --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sde", MILD.values(), ids=MILD)
+@pytest.mark.parametrize("grid", ["uniform", "log_snr", "karras"])
+def test_refinement_follows_the_flow_from_where_it_starts(sde, grid):
+    """x_t at any t: along the exact flow from there."""
+    start, points = 0.4 * sde.T, np.linspace(-1, 1, 5)
+    sampler = Sampler(solver=solver_of("rk4", {"variable": "log_sigma_bar"}), grid=grid, steps=60)
+    plan = sampler.plan(sde, start)
+    np.testing.assert_array_equal(plan.times, [start, sde.t_min])
     with jax.enable_x64(True):
-        steps = np.diff(np.asarray(sde.log_snr(jnp.asarray(GRIDS["log_snr"](sde, 50)))))
-    np.testing.assert_allclose(steps, steps.mean(), rtol=1e-6)  # the ends are t_min and T themselves
+        denoiser = solving.denoiser_of(BIMODAL, sde)
+        refine = jax.jit(lambda plan, x: sampler.refine(denoiser, plan, x, keys_of(5)))
+        x = np.asarray(refine(plan, jnp.asarray(points)[:, None]).x)[:, 0]
+    np.testing.assert_allclose(x, BIMODAL.flow(sde, points, start, sde.t_min), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("grid", [[1.0], [0.1, 1.0], [1.0, 0.5, 0.5, 0.1], [1.0, 1.0 - 1e-12], [1.0, float("nan")]])
-def test_bad_grids_are_refused(grid):
-    solver = SOLVERS["ddim"](denoiser=BIMODAL.denoiser(PROCESSES["vp"]()))
-    with pytest.raises(UserError, match="grid"):
-        run(solver, jnp.zeros((1, 1)), np.array(grid), _keys(1))
+@pytest.mark.parametrize("sde", MILD.values(), ids=MILD)
+@pytest.mark.parametrize("name", ["sde_dpmpp_2m", "dpmpp_3m", "unipc", "seeds_2", "heun"])
+def test_noise_and_back_is_the_data(sde, name):
+    """Image-to-image on a Gaussian: what noise took to t comes back with the law of the data (exactly, by matrices)."""
+    start = 0.5 * sde.T
+    plan = Sampler(solver=solver_of(name), grid="log_snr", steps=100).plan(sde, start)
+    back = solving.law(plan, sde, *solving.marginal(sde, start))
+    np.testing.assert_allclose(back, solving.marginal(sde, sde.t_min), rtol=2e-3)
+
+
+def test_grids_that_begin_below_T_begin_with_less_noise():
+    sde = VP()
+    for start in (None, 0.3):
+        sampler = Sampler(solver=solving.LINEAR, steps=5)
+        plan = sampler.plan(sde, start)
+        x = np.asarray(jax.jit(lambda plan, keys: sampler.noise(sde, plan, keys, (64,)))(plan, keys_of(64)))  # noqa: B023
+        sigma = float(sde.sigma(jnp.asarray(plan.times[0], jnp.float32)))
+        assert x.std() / sigma == pytest.approx(1, abs=5 / np.sqrt(2 * x.size))
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
 
 
 def test_an_ode_that_gives_up_says_so():
     """A field that is not finite: failed, for that sample alone."""
     sde = PROCESSES["vp"]()
     function = lambda x, t, condition: jnp.where(x > 0, jnp.nan, x)
-    solver = SOLVERS["ode"](denoiser=Denoiser(sde=sde, function=function))
-    samples = run(solver, jnp.asarray([[1.0], [-1.0]]), GRIDS["uniform"](sde, 2), _keys(2))
-    assert bool(samples.failed[0])
+    plan = solving.plan_of(solver_of("ode"), sde, "uniform", 2)
+    samples = run(
+        solver_of("ode"), Denoiser(sde=sde, function=function), plan, jnp.asarray([[1.0], [-1.0]]), keys_of(2)
+    )
+    np.testing.assert_array_equal(samples.failed, [True, False])
     assert np.isnan(samples.x[0, 0])
 
 
-# --- identities ----------------------------------------------------------------------------------------------------
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _jitted_step(solver, x, t, s, noise):
-    with _noise(noise):
-        carry = solver.step(solver.init(x, np.array([1.0, 0.0])), t, s, _keys(x.shape[0]))
-    return carry.x, carry.mean
-
-
-def _one_step(solver, x, t, s, noise):
-    """x_s and its mean from one step in float64, with the given draws."""
-    with jax.enable_x64(True):
-        t, s = (jnp.full(len(x), time, jnp.float64) for time in (t, s))
-        return tuple(np.asarray(value) for value in _jitted_step(solver, jnp.asarray(x), t, s, jnp.asarray(noise)))
-
-
-def _levels(sde, t):
-    with jax.enable_x64(True):
-        return float(sde.alpha(jnp.asarray(t))), float(sde.sigma(jnp.asarray(t)))
-
-
-PAIRS = [(1.0, 0.9), (0.6, 0.2), (0.3, 0.01)]  # in units of T
-POINTS = np.linspace(-1.5, 1.5, 5)[:, None]
-
-
-_posterior_mean = jax.jit(BIMODAL.posterior_mean, static_argnums=0)
-
-
-def _denoised(sde, x, t):
-    with jax.enable_x64(True):
-        return np.asarray(_posterior_mean(sde, jnp.asarray(x), jnp.full(len(x), t)))
-
-
-@functools.cache
-def _bimodal(name, sde, **options):
-    """One solver object a process, so that its compiled step is shared."""
-    return SOLVERS[name](denoiser=BIMODAL.denoiser(sde), **options)
-
-
-@process
-@pytest.mark.parametrize(("t", "s"), PAIRS)
-def test_ddim_0_is_euler_in_sigma_bar(sde, t, s):
-    """With y = x/α and σ̄ as time, the probability-flow ODE is dy/dσ̄ = ε̂."""
-    t, s = t * sde.T, s * sde.T
-    x_s, _ = _one_step(_bimodal("ddim", sde), POINTS, t, s, np.zeros((1, 5, 1)))
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = _levels(sde, t), _levels(sde, s)
-    epsilon = (POINTS - alpha_t * _denoised(sde, POINTS, t)) / sigma_t
-    euler = POINTS / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * epsilon
-    # x/α and σ̄ ε̂ are up to 1/α ≤ 1000 larger than their difference.
-    np.testing.assert_allclose(x_s, alpha_s * euler, rtol=1e-10, atol=1e-12)
-
-
-@process
-@pytest.mark.parametrize(("t", "s"), PAIRS)
-def test_ddim_1_is_the_exact_posterior(sde, t, s):
-    """q(x_s | x_t, x_0 = D) by Bayes' rule: precisions add, of N(α_s D, σ_s²) and of the transition a x_s + G ε."""
-    t, s = t * sde.T, s * sde.T
-    x_s, mean = _one_step(_bimodal("ddim", sde, eta=1.0), POINTS, t, s, np.ones((1, 5, 1)))
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = _levels(sde, t), _levels(sde, s)
-    a = alpha_t / alpha_s
-    transition_variance = sigma_t**2 - (a * sigma_s) ** 2
-    variance = 1 / (1 / sigma_s**2 + a**2 / transition_variance)
-    posterior = variance * (alpha_s * _denoised(sde, POINTS, t) / sigma_s**2 + a * POINTS / transition_variance)
-    np.testing.assert_allclose(mean, posterior, rtol=1e-10, atol=1e-11)
-    np.testing.assert_allclose(x_s - mean, np.sqrt(variance), rtol=1e-9)
-
-
-@process
-@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-def test_ddim_keeps_the_marginal_given_x_0(sde, eta):
-    """If D is the true x_0, then x_s ~ N(α_s x_0, σ_s²) for every η: its variance is what it should be exactly."""
-    t, s, x_0 = 0.6, 0.2, 0.4
-    solver = SOLVERS["ddim"](denoiser=Denoiser(sde=sde, function=lambda x, t, c: 0 * x + x_0), eta=eta)
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = _levels(sde, t), _levels(sde, s)
-    ends = np.array([[alpha_t * x_0], [alpha_t * x_0 + sigma_t]])  # ε = 0 and ε = 1
-    x_s, mean = _one_step(solver, ends, t, s, np.ones((1, 2, 1)))
-    variance = (mean[1, 0] - mean[0, 0]) ** 2 + (x_s - mean)[0, 0] ** 2
-    assert variance == pytest.approx(sigma_s**2, rel=1e-10)
-    assert mean[0, 0] == pytest.approx(alpha_s * x_0, rel=1e-10)
-
-
-@pytest.mark.parametrize("sde", [MILD["vp"], MILD["ve"]], ids=["vp", "ve"])
-@pytest.mark.parametrize(("t", "s"), PAIRS)
-def test_reverse_diffusion_is_the_papers_discretisation(sde, t, s):
-    """Eq. 46, x_i = (2 − √(1−β)) x + β score + √β z with β = 1 − α_t²/α_s², for VP; eq. 47 for VE (σ_t² − σ_s²)."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = _levels(sde, t), _levels(sde, s)
-    score = (alpha_t * _denoised(sde, POINTS, t) - POINTS) / sigma_t**2
-    if isinstance(sde, VP):
-        beta = 1 - (alpha_t / alpha_s) ** 2
-        expected, noise = (2 - np.sqrt(1 - beta)) * POINTS + beta * score, np.sqrt(beta)
-    else:
-        square = sigma_t**2 - sigma_s**2
-        expected, noise = POINTS + square * score, np.sqrt(square)
-    x_s, mean = _one_step(_bimodal("reverse_diffusion", sde), POINTS, t, s, np.ones((1, 5, 1)))
-    np.testing.assert_allclose(mean, expected, rtol=1e-10, atol=1e-11)
-    np.testing.assert_allclose(x_s - mean, noise, rtol=1e-9)
-
-
-@pytest.mark.parametrize("predictor", sorted(PREDICTORS))
-def test_pc_without_corrector_is_its_predictor(predictor):
-    sde = PROCESSES["vp"]()
-    denoiser = oracles.gaussian(MEAN, STD, (3,)).denoiser(sde)
-    keys, grid = _keys(4), GRIDS["uniform"](sde, 10)
-    x_T = rng.normal(keys, (3,))
-    solvers = (
-        SOLVERS["pc"](denoiser=denoiser, predictor=predictor, corrector="none"),
-        PREDICTORS[predictor](denoiser=denoiser),
-    )
-    one, other = (jax.jit(lambda x, solver=solver: run(solver, x, grid, keys))(x_T) for solver in solvers)
-    np.testing.assert_array_equal(one.x, other.x)
-    assert solvers[0].evaluations_per_step == solvers[1].evaluations_per_step
-    np.testing.assert_array_equal(one.evaluations, other.evaluations)
-
-
-@process
-def test_langevin_keeps_a_gaussian_up_to_its_step(sde):
-    """On N(0, v) in many dimensions |score|² ≈ D/v, so that x → (1 − 2r²c) x + 2r√(c v) z, c = (α_t/α_s)².
-
-    From variance v the move leads to v ((1 − 2r²c)² + 4r²c) = v (1 + 4 r⁴ c²).
-    """
-    t, s, r = 0.5, 0.45, 0.16
-    target = oracles.gaussian(0.0, STD, (4096,))
-    solver = SOLVERS["pc"](denoiser=target.denoiser(sde), snr=r)
-    std = float(np.sqrt(target.marginal(sde, t).variance()[0]))
-    keys = _keys(32)
-    x = std * rng.normal(keys, (4096,))
-    move = jax.jit(lambda x: solver._langevin(x, jnp.full(32, t), jnp.full(32, s), rng.child(keys, 1)))
-    moved = np.asarray(move(x), np.float64)
-    c = (_levels(sde, t)[0] / _levels(sde, s)[0]) ** 2
-    # 131072 values: 5 standard errors are 2 %, less than the 4 r² c = 10 % of noise, were it without its drift.
-    assert abs(moved.var() / std**2 / (1 + 4 * r**4 * c**2) - 1) < 5 * np.sqrt(2 / moved.size)
-    gain = np.mean(moved * np.asarray(x)) / np.mean(np.asarray(x) ** 2)
-    assert abs(gain - (1 - 2 * r**2 * c)) < 5 * 2 * r / np.sqrt(moved.size) + 2e-3  # |score|² is D/v to √(2/4096)/√32
-
-
-# --- settings ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "named"),
-    [
-        ("euler_maruyama", {"eta": -0.1}, "eta"),
-        ("ddim", {"eta": 1.1}, "eta"),
-        ("ddim", {"eta": float("nan")}, "eta"),
-        ("pc", {"predictor": "ancestrol"}, "did you mean 'ancestral'"),
-        ("pc", {"corrector": "langevine"}, "did you mean 'langevin'"),
-        ("pc", {"corrector_steps": 0}, "corrector_steps"),
-        ("pc", {"snr": 0.0}, "snr"),
-        ("ode", {"rtol": 0.0}, "rtol"),
-    ],
-)
-def test_bad_options_are_refused(name, options, named):
-    with pytest.raises(UserError, match=named):
-        SOLVERS[name](denoiser=None, **options)
-
-
-@pytest.mark.parametrize("settings", [{"grid": "unifrom"}, {"last": "men"}, {"steps": 0}])
-def test_bad_sampler_settings_are_refused(settings):
-    with pytest.raises(UserError, match=str(next(iter(settings.values())))):
-        Sampler(solver=SOLVERS["ddim"], options={}, **settings)
-
-
-def test_an_unknown_last_rule_is_refused():
-    with pytest.raises(UserError, match="last-step rule"):
-        _loop("ddim", (), last="men")(jnp.zeros((1, 3)), _keys(1))
+def test_an_adaptive_sde_that_gives_up_says_so():
+    solver = solver_of("adaptive_sde", {"rtol": 1e-3, "atol": 1e-3, "max_attempts": 5})
+    drive = solving.compiled(solver, solving.denoiser_of(BIMODAL_3, SDE))
+    samples = drive(solving.plan_of(solver, SDE, "uniform", 1), x_of(keys_of(2)), keys_of(2))
+    assert np.all(samples.failed)
+    np.testing.assert_array_equal(samples.evaluations, [10, 10])
 
 
 @pytest.mark.parametrize("last", LAST_STEPS)
 def test_samples_that_are_not_finite_are_said_to_have_failed(last):
     """A denoiser that is broken for the second of three samples."""
     function = lambda x_t, t, condition: jnp.where(x_t > 1e3, jnp.nan, 0.5 * x_t)
-    solver = SOLVERS["ddim"](denoiser=Denoiser(sde=VP(), function=function))
-    result = run(solver, jnp.asarray([[1.0], [2e3], [-1.0]]), GRIDS["uniform"](VP(), 3), _keys(3), last=last)
+    plan = solving.plan_of(solving.LINEAR, VP(), "uniform", 3)
+    x = jnp.asarray([[1.0], [2e3], [-1.0]])
+    result = run(solving.LINEAR, Denoiser(sde=VP(), function=function), plan, x, keys_of(3), last=last)
     np.testing.assert_array_equal(result.failed, [False, True, False])
