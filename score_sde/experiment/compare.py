@@ -58,10 +58,8 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
 
 def _run_cells(bench: Bench, cells: list[Cell], stop: StopRequest) -> list[Result]:
     """Of each cell; one that raises has failed, and the others go on. Raises Interrupted between batches."""
-    results = [
-        Result({"status": "skipped", "reason": cell.skipped}, None) if cell.skipped else bench.stored(cell)
-        for cell in cells
-    ]
+    skipped = lambda cell: Result({"status": "skipped", "reason": cell.skipped}, None)
+    results = [skipped(cell) if cell.skipped else bench.stored(cell) for cell in cells]
     cost = lambda cell: cell.budget or GUESS
     known = [cell for cell, result in zip(cells, results, strict=True) if result is not None]
     total, done = sum(map(cost, cells)), sum(map(cost, known))
@@ -72,8 +70,8 @@ def _run_cells(bench: Bench, cells: list[Cell], stop: StopRequest) -> list[Resul
             if results[number] is not None:
                 continue
             stop.check()
-            results[number] = _run_one(bench, cell)
-            say(f"compare [{number + 1}/{len(cells)}] {cell.name} at {cell.at}: {report.line(results[number], bench)}")
+            result = results[number] = _run_one(bench, cell)
+            say(f"compare [{number + 1}/{len(cells)}] {cell.name} at {cell.at}: {report.line(result, bench)}")
             progress.advance(cost(cell))
     finally:
         progress.close()

@@ -1,7 +1,7 @@
 """Runs the cells of a comparison and measures them.
 
-Programs are compiled ahead, and shared: a linear solver's loop is told everything by its plan, so all of them whose plans
-have the same shapes run in one program. A shared program's compilation is counted once, with the cell that needed it first.
+Programs are compiled ahead, and shared: a linear solver's loop is told everything by its plan, so all of them whose
+plans have the same shapes run in one program. Its compilation is counted once, with the cell that needed it first.
 
 The converged solution is that of the probability-flow ODE from the same noise, by RK4 in log σ̄ with 256 steps; where
 the process has no log σ̄ at T, by the adaptive solver. How far it is from itself at half the steps is known with it.
@@ -51,7 +51,7 @@ class Result(NamedTuple):
     """What became of a cell: its figures, or the reason why it failed, and its first samples."""
 
     record: Record
-    preview: Batch
+    preview: Batch | None
 
 
 def converged_samplers(sde: Process, last: str) -> tuple[Sampler, Sampler]:
@@ -80,7 +80,8 @@ class Bench:
 
     def stored(self, cell: Cell) -> Result | None:
         """The cell's result, if it has been finished before."""
-        return self._read(self._path(cell))
+        arrays = read_arrays(self._path(cell))
+        return None if arrays is None else Result(json.loads(str(arrays["record"])), arrays["preview"])
 
     def measure(self, cell: Cell) -> Result:
         """Runs the cell for every seed. A sample that is not finite is a result too; raises whatever may go wrong."""
@@ -95,7 +96,9 @@ class Bench:
         seconds = [run.seconds for run in runs]
         record: Record = {
             "status": "failed" if failed else "done",
-            "reason": f"{failed} of {len(runs) * compare.num_samples} samples are not finite" if failed else "",
+            "reason": f"{failed} of {len(runs) * compare.num_samples} samples are not finite, or missed the tolerance"
+            if failed
+            else "",
             "evaluations": float(np.mean([run.evaluations.mean() for run in runs])),
             "scores": {},
             "distance": None,
@@ -111,11 +114,13 @@ class Bench:
                 name: Figure.of([measure.score(run.x) for run in runs]) for name, measure in problem.measures.items()
             }
             if not cell.sampler.solver.stochastic:
-                record["distance"] = Figure.of([self._distance(run, seed, cell) for run, seed in self._pairs(runs)])
+                pairs = zip(runs, self.seeds, strict=True)
+                record["distance"] = Figure.of([self._distance(run, seed, cell) for run, seed in pairs])
         _check_finite(record)
-        result = Result(json.loads(json.dumps(record)), runs[0].x[: problem.preview])
-        self._write(self._path(cell), result)
-        return result
+        text, preview = json.dumps(record), runs[0].x[: problem.preview]
+        if jax.process_index() == 0:
+            write_arrays(self._path(cell), {"record": np.asarray(text), "preview": preview})
+        return Result(json.loads(text), preview)
 
     def converged(self, seed: int, last: str) -> tuple[Batch, float]:
         """The first samples of a seed as the converged solution has them, and how well they are known (RMS)."""
@@ -125,18 +130,15 @@ class Bench:
         path = self._folder / f"{self.problem.fingerprint(part)}.npz"
         stored = read_arrays(path)
         if stored is None:
-            plans = [sampler.plan(self._experiment.sampling_sde) for sampler in samplers]
-            programs = [
-                self._program(s, plan, "the converged solution") for s, plan in zip(samplers, plans, strict=True)
-            ]
-            fine, coarse = (self._run(p, plan, seed, count).x for p, plan in zip(programs, plans, strict=True))
+            both = []
+            for sampler in samplers:
+                plan = sampler.plan(self._experiment.sampling_sde)
+                both.append(self._run(self._program(sampler, plan, "the converged solution"), plan, seed, count).x)
+            fine, coarse = both
             stored = {"x": fine, "error": np.asarray(_rms(fine - coarse))}
             if jax.process_index() == 0:
                 write_arrays(path, stored)
         return stored["x"], float(stored["error"])
-
-    def _pairs(self, runs: list[Run]) -> list[tuple[Run, int]]:
-        return list(zip(runs, self.seeds, strict=True))
 
     def _distance(self, run: Run, seed: int, cell: Cell) -> float:
         x, _ = self.converged(seed, cell.sampler.last)
@@ -173,21 +175,15 @@ class Bench:
         whole, split = replicated(mesh), by_batch(mesh)
         begin = time.perf_counter()
         jitted = jax.jit(sample, in_shardings=(whole, whole, whole, split), out_shardings=split)
-        compiled = jitted.lower(
-            problem.params, plan, rng.stream(0, "sampling"), sample_indices(0, self._size)
-        ).compile()
-        return Program(compiled, time.perf_counter() - begin, _memory(compiled), made_for)
+        arguments = (rng.stream(0, "sampling"), sample_indices(0, self._size))
+        compiled = jitted.lower(problem.params, plan, *arguments).compile()
+        seconds = time.perf_counter() - begin
+        # Once with no steps at all, so that no cell's seconds hold what only a program's first call takes.
+        jax.block_until_ready(compiled(problem.params, plan._replace(count=np.int32(0)), *arguments))
+        return Program(compiled, seconds, _memory(compiled), made_for)
 
     def _path(self, cell: Cell) -> Path:
         return self._folder / f"{self.problem.fingerprint([cell.settings, *self._depends_on])}.npz"
-
-    def _read(self, path: Path) -> Result | None:
-        arrays = read_arrays(path)
-        return None if arrays is None else Result(json.loads(str(arrays["record"])), arrays["preview"])
-
-    def _write(self, path: Path, result: Result) -> None:
-        if jax.process_index() == 0:
-            write_arrays(path, {"record": np.asarray(json.dumps(result.record)), "preview": result.preview})
 
 
 def _told_by_plan(sampler: Sampler) -> bool:

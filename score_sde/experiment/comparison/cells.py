@@ -1,7 +1,7 @@
 """The cells of a comparison: which sampler, with how many steps, and the command that makes one again.
 
-A cell's steps are the most whose plan spends no more than its budget: the plan says exactly what a run will spend, single
-steps to start with and `last="denoise"` included. Samplers that choose their steps themselves, and grids of
+A cell's steps are the most whose plan spends no more than its budget: the plan says exactly what a run will spend,
+single steps to start with and `last="denoise"` included. Samplers that choose their steps themselves, and grids of
 one's own (`times`), have no number of steps to choose: the first run at several tolerances, the others once.
 """
 

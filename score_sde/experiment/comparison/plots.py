@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MARKERS = "osD^vP*X<>ph"
-TOO_FAR = 300  # times the best: what is worse is left out of the picture
+TOO_FAR = 30  # times the median: what is worse is left out of the picture
 
 
 class Line(NamedTuple):
@@ -44,12 +44,12 @@ def plot(lines: list[Line], level: Level | None, *, x: str, y: str, better: str,
     """A PNG. The vertical axis is logarithmic where lower is better: those are distances."""
     from matplotlib.figure import Figure  # slow to import, and needed here alone
 
-    figure = Figure(figsize=(9.6, 5.2), layout="constrained", dpi=120)
+    figure = Figure(figsize=(8, 4.8), layout="constrained", dpi=130)
     axes = figure.subplots()
     for number, line in enumerate(lines):
         _draw_line(axes, line, number, better)
     if front and lines:
-        cost, value = (sum((getattr(line, part) for line in lines), []) for part in ("cost", "mean"))
+        cost, value = ([each for line in lines for each in getattr(line, part)] for part in ("cost", "mean"))
         places = pareto(cost, value, better)
         xs, ys = [cost[i] for i in places], [value[i] for i in places]
         axes.plot(xs, ys, color="black", alpha=0.18, linewidth=7, solid_capstyle="round", zorder=1)
@@ -57,7 +57,7 @@ def plot(lines: list[Line], level: Level | None, *, x: str, y: str, better: str,
     if level is not None:
         axes.axhline(level.mean, color="black", linestyle=":", linewidth=1.2, label=level.name)
         axes.axhspan(level.mean - level.spread, level.mean + level.spread, color="black", alpha=0.08, linewidth=0)
-    _dress(axes, lines, level, x, y, better)
+    _dress(axes, lines, x, y, better)
     figure.legend(loc="outside right upper", fontsize=9, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -79,8 +79,8 @@ def _draw_line(axes: Any, line: Line, number: int, better: str) -> None:
     axes.plot(line.cost, mean, style, color=color, marker=marker, markersize=5, linewidth=1.4, label=line.name)
 
 
-def _dress(axes: Any, lines: list[Line], level: Level | None, x: str, y: str, better: str) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+def _dress(axes: Any, lines: list[Line], x: str, y: str, better: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log")
     costs = sorted({cost for line in lines for cost in line.cost})
@@ -89,16 +89,15 @@ def _dress(axes: Any, lines: list[Line], level: Level | None, x: str, y: str, be
     if better == "lower":
         axes.set_yscale("log")
         values = [value for line in lines for value in line.mean if value > 0]
-        if level is not None and level.mean > 0:
-            values.append(level.mean)
-        if values and max(values) > TOO_FAR * min(values):
-            axes.set_ylim(0.7 * min(values), max(TOO_FAR * min(values), 1.2 * float(np.median(values))))
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_major_formatter(plain)
-    if better == "lower":
-        axes.yaxis.set_major_formatter(plain)
-    if axes.get_ylim()[0] > 0 and axes.get_ylim()[1] / axes.get_ylim()[0] > 30:
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        if values and max(values) > TOO_FAR * np.median(values):
+            axes.set_ylim(top=TOO_FAR * np.median(values))
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        if axis.get_scale() == "log":
+            few = high / low < 20  # powers of ten alone would be too few labels
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 2000 else (1,)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+            axis.set_minor_locator(LogLocator(subs=range(1, 10)) if few else NullLocator())
     axes.set_xlabel(x)
     axes.set_ylabel(f"{y}, {better} is better")
     axes.grid(alpha=0.25, which="both", linewidth=0.6)

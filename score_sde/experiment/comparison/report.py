@@ -1,4 +1,4 @@
-"""The tables, plots and the one-page report of a comparison. The page holds all that it shows and opens without a network."""
+"""The tables, plots and page of a comparison. The page holds all that it shows and opens without a network."""
 
 import base64
 import csv
@@ -62,7 +62,7 @@ def figure(value: Any) -> str:
 
 
 def _row(experiment: Experiment, cell: Cell, record: Record) -> dict[str, Any]:
-    solver, named = cell.sampler.solver, lambda pair: None if pair is None else {"mean": pair[0], "spread": pair[1]}
+    solver = cell.sampler.solver
     return {
         "sampler": cell.name,
         "at": cell.at,
@@ -72,9 +72,9 @@ def _row(experiment: Experiment, cell: Cell, record: Record) -> dict[str, Any]:
         "evaluations": record.get("evaluations"),
         "status": record["status"],
         "reason": record["reason"],
-        "scores": {name: named(pair) for name, pair in record.get("scores", {}).items()},
-        "distance": named(record.get("distance")),
-        "seconds": named(record.get("seconds")),
+        "scores": {name: _named(pair) for name, pair in record.get("scores", {}).items()},
+        "distance": _named(record.get("distance")),
+        "seconds": _named(record.get("seconds")),
         **{key: record.get(key) for key in ("images_per_second", "compile_seconds", "program_of")},
         **{key: record.get(key) for key in ("memory_bytes", "device_peak_bytes")},
         "stochastic": solver.stochastic,
@@ -83,6 +83,10 @@ def _row(experiment: Experiment, cell: Cell, record: Record) -> dict[str, Any]:
         "command": cell_tools.command(experiment, cell),
         "pareto": [],
     }
+
+
+def _named(pair: list[float] | None) -> dict[str, float] | None:
+    return None if pair is None else {"mean": pair[0], "spread": pair[1]}
 
 
 def _done(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -117,10 +121,9 @@ def _lines(rows: list[dict[str, Any]], key: str, cost: str) -> list[Line]:
         own = [row for row in _done(rows) if row["sampler"] == name and value(row) is not None]
         own.sort(key=lambda row: _cost(row, cost))
         stochastic = any(row["stochastic"] for row in rows if row["sampler"] == name)
-        spread = [value(row)["spread"] or 0.0 for row in own]
-        lines.append(
-            Line(name, stochastic, [_cost(row, cost) for row in own], [value(row)["mean"] for row in own], spread)
-        )
+        values = [value(row) for row in own]
+        means, spreads = [each["mean"] for each in values], [each["spread"] or 0.0 for each in values]
+        lines.append(Line(name, stochastic, [_cost(row, cost) for row in own], means, spreads))
     return lines
 
 
@@ -184,12 +187,11 @@ def _csv(bench: Bench, rows: list[dict[str, Any]]) -> str:
     spread = [*bench.problem.measures, "distance", "seconds"]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        [*plain, *(column for key in spread for column in (key, f"{key}_spread")), *after, "pareto", "settings"]
-    )
+    pairs = [column for key in spread for column in (key, f"{key}_spread")]
+    writer.writerow([*plain, *pairs, *after, "pareto", "settings"])
     for row in rows:
-        pairs = [row["scores"].get(key) if key in bench.problem.measures else row[key] for key in spread]
-        values = [part for pair in pairs for part in ((pair["mean"], pair["spread"]) if pair else (None, None))]
+        figures = [row["scores"].get(key) if key in bench.problem.measures else row[key] for key in spread]
+        values = [part for each in figures for part in ((each["mean"], each["spread"]) if each else (None, None))]
         end = ["; ".join(row["pareto"]), json.dumps(row["settings"])]
         writer.writerow([*(row[key] for key in plain), *values, *(row[key] for key in after), *end])
     return buffer.getvalue()
@@ -223,6 +225,7 @@ def _page(
     return page.render(
         summary=summary,
         rows=rows,
+        samplers=list(dict.fromkeys(row["sampler"] for row in rows)),
         figure=figure,
         plots={name: uri(picture) for name, picture in plots.items()},
         pictures=shown,
