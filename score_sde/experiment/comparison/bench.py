@@ -127,7 +127,7 @@ class Bench:
         samplers = converged_samplers(self._experiment.sampling_sde, last)
         count = min(self._size, self._experiment.compare.num_samples)
         part = ["converged", [repr(sampler) for sampler in samplers], seed, count, self._size]
-        path = self._folder / f"{self.problem.fingerprint(part)}.npz"
+        path = self._folder / f"converged_{self.problem.fingerprint(part)}.npz"
         stored = read_arrays(path)
         if stored is None:
             both = []
@@ -179,7 +179,7 @@ class Bench:
         compiled = jitted.lower(problem.params, plan, *arguments).compile()
         seconds = time.perf_counter() - begin
         # Once with no steps at all, so that no cell's seconds hold what only a program's first call takes.
-        jax.block_until_ready(compiled(problem.params, plan._replace(count=np.int32(0)), *arguments))
+        jax.block_until_ready(compiled(problem.params, plan._replace(count=0 * plan.count), *arguments))
         return Program(compiled, seconds, _memory(compiled), made_for)
 
     def _path(self, cell: Cell) -> Path:

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import functools
 import io
 import json
 from pathlib import Path
@@ -35,11 +36,11 @@ def write(experiment: Experiment, bench: Bench, cells: list[Cell], results: list
         summary = _summary(experiment, bench, rows, reference)
         write_json(folder / "compare.json", summary)
         text = _csv(bench, rows)
-        write_atomically(folder / "compare.csv", lambda path: path.write_text(text))
+        write_atomically(folder / "compare.csv", functools.partial(Path.write_text, data=text))
         for name, picture in plots.items():
-            write_atomically(folder / f"{name}.png", lambda path, picture=picture: path.write_bytes(picture))
+            write_atomically(folder / f"{name}.png", functools.partial(Path.write_bytes, data=picture))
         html = _page(experiment, bench, rows, results, summary, plots)
-        write_atomically(folder / "report.html", lambda path: path.write_text(html))
+        write_atomically(folder / "report.html", functools.partial(Path.write_text, data=html))
     return f"{_text(bench, rows)}\nreport: {folder / 'report.html'}"
 
 
@@ -128,7 +129,9 @@ def _lines(rows: list[dict[str, Any]], key: str, cost: str) -> list[Line]:
 
 
 def _plots(bench: Bench, rows: list[dict[str, Any]], reference: float | None) -> dict[str, bytes]:
-    plots = {}
+    plots: dict[str, bytes] = {}
+    if not _done(rows):
+        return plots
     for name, measure in bench.problem.measures.items():
         level = Level(bench.problem.baseline, measure.baseline.mean, measure.baseline.spread or 0.0)
         for cost, (title, short) in COSTS.items():
