@@ -71,6 +71,8 @@ def check(experiment: Experiment) -> None:
     if experiment.compare.oracle:
         check_kind(f"compare.oracle={experiment.compare.oracle!r}", experiment.sampling_sde, SDE, "use a checkpoint")
         return
+    if not _metrics(experiment):
+        raise UserError("there is no metric to compare by: set compare.metrics")
     for name in _metrics(experiment):
         if METRICS[name].needs_labels and "label" not in experiment.train_records.arrays:
             raise UserError(f"compare.metrics: {name!r} needs data with labels")
