@@ -68,6 +68,7 @@ def get_config(variant: str = "vp") -> ConfigDict:
                 "sscs_midpoint": {"solver": "sscs_midpoint", "steps": 50, "last": "denoise"},
             }
         )
+    config.compare = ConfigDict({"num_samples": 256, "batch_size": 128})
     config.likelihood = ConfigDict({"batch_size": 128, "rtol": 1e-3, "atol": 1e-3, "repeats": 1, "noise_images": 64})
     config.mesh = ConfigDict({"data": -1})
     config.lock()

@@ -18,7 +18,8 @@ from score_sde.data import SOURCES
 from score_sde.denoiser import Parameterisation
 from score_sde.distributed.mesh import MeshSettings, check_batch_size
 from score_sde.errors import UserError, closest
-from score_sde.experiment.base import Evaluation, Experiment, Likelihood, Sampling
+from score_sde.experiment.base import Compare, Evaluation, Experiment, Likelihood, Sampling
+from score_sde.experiment.comparison.grids import usual_grid
 from score_sde.experiment.workdir import Workdir
 from score_sde.losses import OBJECTIVES, TIMES, WEIGHTINGS, TimeOptions
 from score_sde.models import NETWORKS, Network
@@ -37,6 +38,7 @@ SETTINGS: dict[str, type] = {
     "sampling": Sampling,
     "likelihood": Likelihood,
     "evaluation": Evaluation,
+    "compare": Compare,
     "mesh": MeshSettings,
 }
 
@@ -111,14 +113,18 @@ def build(config: dict[str, Any], overrides: dict[str, str], workdir: Path, comm
     resolved: dict[str, Any] = {"seed": _seed(raw["seed"], problems)}
     for name in TABLES:
         objects[name], resolved[name] = _row(name, raw[name], problems)
-    samplers = _samplers(raw["samplers"], objects["sampling"], resolved, problems)
+    chosen = objects["sampling"].samplers if objects["sampling"] is not None else ()
+    samplers, resolved["samplers"] = _samplers(raw["samplers"], chosen, problems)
+    to_compare = objects["compare"].samplers if objects["compare"] is not None else ()
+    compared, _ = _samplers(raw["samplers"], to_compare, problems)
     if problems:
         raise UserError("config: " + "; ".join(dict.fromkeys(problems)))
     for name in SETTINGS:
         resolved[name] = schema.plain(objects[name])
     mesh = objects["mesh"].build()
-    for section in ("training", "sampling", "likelihood"):
+    for section in ("training", "sampling", "likelihood", "compare"):
         check_batch_size(mesh, objects[section].batch_size, f"{section}.batch_size")
+    sampling_sde = _sampling_sde(objects)
     network = Network(objects["model"], objects["sde"].state_shape(objects["data"].shape))
     return Experiment(
         config=resolved,
@@ -128,8 +134,9 @@ def build(config: dict[str, Any], overrides: dict[str, str], workdir: Path, comm
         source=objects["data"],
         network=network,
         samplers=samplers,
+        compared=_on_usual_grids(compared, raw["samplers"], sampling_sde),
         **{name: objects[name] for name in (*SETTINGS, *TABLES) if name not in PLACED},
-        sampling_sde=_sampling_sde(objects),
+        sampling_sde=sampling_sde,
         mesh=mesh,
     )
 
@@ -222,12 +229,14 @@ def _seed(value: Any, problems: list[str]) -> int:
 
 
 def _samplers(
-    sections: dict[str, dict[str, Any]], sampling: Sampling | None, resolved: dict[str, Any], problems: list[str]
-) -> dict[str, Sampler]:
-    """The samplers to run, by name. A name without a section of its own, or without `solver`, is a solver's."""
-    chosen = sampling.samplers if sampling is not None else ()
+    sections: dict[str, dict[str, Any]], chosen: tuple[str, ...], problems: list[str]
+) -> tuple[dict[str, Sampler], dict[str, Any]]:
+    """The samplers to run, by name, and their settings as plain data.
+
+    A name without a section of its own, or without `solver`, is a solver's.
+    """
     samplers: dict[str, Sampler] = {}
-    resolved["samplers"] = {}
+    resolved: dict[str, Any] = {}
     for name in dict.fromkeys((*chosen, *sections)):
         if not name.isidentifier():
             problems.append(f"samplers: {name!r} is no name; use letters, digits and _ (it becomes a file's name)")
@@ -248,8 +257,17 @@ def _samplers(
         sampler, settings = _sampler(solver_name, values, f"samplers.{name}", problems)
         if sampler is not None and name in chosen:
             samplers[name] = sampler
-            resolved["samplers"][name] = {"solver": solver_name, **settings}
-    return samplers
+            resolved[name] = {"solver": solver_name, **settings}
+    return samplers, resolved
+
+
+def _on_usual_grids(
+    samplers: dict[str, Sampler], sections: dict[str, dict[str, Any]], process: Process
+) -> dict[str, Sampler]:
+    """The samplers, those whose section names no grid on the usual one of their solver."""
+    free = [name for name in samplers if not {"grid", "times"} & sections.get(name, {}).keys()]
+    usual = {name: usual_grid(samplers[name].solver, process) for name in free}
+    return samplers | {name: dataclasses.replace(samplers[name], grid=grid) for name, grid in usual.items()}
 
 
 def _sampler(

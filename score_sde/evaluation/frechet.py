@@ -9,11 +9,22 @@ features; only that is called FID). Here the features are the pixels. In float64
 import numpy as np
 from jaxtyping import Float
 
+Mean = Float[np.ndarray, "dim"]
+Covariance = Float[np.ndarray, "dim dim"]
+
 
 def frechet_distance(a: Float[np.ndarray, "n_a dim"], b: Float[np.ndarray, "n_b dim"]) -> float:
     """d² between the two sets, of at least two rows each."""
-    mean_a, mean_b = a.mean(axis=0, dtype=np.float64), b.mean(axis=0, dtype=np.float64)
-    cov_a, cov_b = (np.atleast_2d(np.cov(x.astype(np.float64), rowvar=False)) for x in (a, b))
+    return between_gaussians(*moments(a), *moments(b))
+
+
+def moments(rows: Float[np.ndarray, "n dim"]) -> tuple[Mean, Covariance]:
+    """Mean and covariance of at least two rows."""
+    return rows.mean(axis=0, dtype=np.float64), np.atleast_2d(np.cov(rows.astype(np.float64), rowvar=False))
+
+
+def between_gaussians(mean_a: Mean, cov_a: Covariance, mean_b: Mean, cov_b: Covariance) -> float:
+    """d² between two Gaussians."""
     root_a = _square_root(cov_a)
     # The trace of the root from the eigenvalues: real and non-negative, since the product is symmetric.
     eigenvalues = np.linalg.eigvalsh(root_a @ cov_b @ root_a)

@@ -7,28 +7,29 @@ import jax
 
 from score_sde.errors import UserError
 from score_sde.experiment import all as all_modes
-from score_sde.experiment import evaluate, likelihood, sample, train, verify
+from score_sde.experiment import compare, evaluate, likelihood, sample, train, verify
 from score_sde.experiment.base import Experiment
 from score_sde.training.interrupt import StopRequest
 
 
 class Mode(NamedTuple):
-    """run: the mode. needs_checkpoint: whether a trained model must be there already. check: of its settings."""
+    """run: the mode. check: of its settings. needs_checkpoint: whether a trained model must be there already."""
 
     run: Callable[[Experiment, StopRequest], None]
-    needs_checkpoint: bool
     check: Callable[[Experiment], None] = lambda _: None
+    needs_checkpoint: Callable[[Experiment], bool] = lambda _: True
 
 
 # Modes of the program itself, without a config and a workdir.
 ALONE: dict[str, Callable[[], None]] = {"verify": verify.run}
 
 MODES: dict[str, Mode] = {
-    "train": Mode(train.run, False, train.check),
-    "sample": Mode(sample.run, True),
-    "evaluate": Mode(evaluate.run, True, evaluate.check),
-    "likelihood": Mode(likelihood.run, True, likelihood.check),
-    "all": Mode(all_modes.run, False, all_modes.check),
+    "train": Mode(train.run, train.check, lambda _: False),
+    "sample": Mode(sample.run),
+    "evaluate": Mode(evaluate.run, evaluate.check),
+    "likelihood": Mode(likelihood.run, likelihood.check),
+    "compare": Mode(compare.run, compare.check, compare.needs_checkpoint),
+    "all": Mode(all_modes.run, all_modes.check, lambda _: False),
 }
 
 
@@ -39,16 +40,17 @@ def run(name: str, experiment: Experiment, stop: StopRequest) -> None:
     """
     mode, workdir = MODES[name], experiment.workdir
     mode.check(experiment)
-    workdir.check(experiment.config, needs_checkpoint=mode.needs_checkpoint)
+    needs_checkpoint = mode.needs_checkpoint(experiment)
+    workdir.check(experiment.config, needs_checkpoint=needs_checkpoint)
     if workdir.checkpoints.exists():
         checkpoints = experiment.open_checkpoints(read_only=True)
         try:
             checkpoints.check(experiment.abstract_state())
-            if mode.needs_checkpoint and not checkpoints.steps():
+            if needs_checkpoint and not checkpoints.steps():
                 raise UserError(f"no checkpoint in {workdir.checkpoints}; run with --mode=train first")
         finally:
             checkpoints.close()
-    elif mode.needs_checkpoint:
+    elif needs_checkpoint:
         raise UserError(f"no checkpoint in {workdir.checkpoints}; run with --mode=train first")
     else:
         jax.eval_shape(experiment.init_state)  # what the network refuses, before the workdir is made

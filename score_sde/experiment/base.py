@@ -20,12 +20,14 @@ from score_sde.data import Levels, Records, Source
 from score_sde.denoiser import Model, Parameterisation, check_levels
 from score_sde.distributed.mesh import replicated
 from score_sde.errors import Checks, UserError
+from score_sde.evaluation.exact import EXACT_METRICS
 from score_sde.evaluation.metrics import METRICS
 from score_sde.experiment.label import UNLABELLED, Label
 from score_sde.experiment.workdir import Workdir
 from score_sde.likelihood import check_trace
 from score_sde.losses import Bound, Objective, Sliced, Times, Weighting
 from score_sde.models import Network
+from score_sde.oracles import ORACLES
 from score_sde.samplers import Sampler
 from score_sde.sde import SDE, Process, check_kind
 from score_sde.training.duration import Duration
@@ -127,6 +129,47 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare:
+    """samplers: which to compare, each a name in `config.samplers` or of a solver. nfe: budgets of network evaluations.
+
+    tolerance_factors: on rtol and atol, for samplers that choose their steps themselves and so have no budget.
+    seeds: how many, counted from sampling.seed. num_samples: of each cell and seed. oracle: a row of
+    `oracles.ORACLES` to compare on, instead of a checkpoint. metrics: rows of `evaluation.exact.EXACT_METRICS` on an
+    oracle, else of `evaluation.metrics.METRICS`; none means all of them there, and evaluation.metrics here.
+    """
+
+    samplers: tuple[str, ...] = (
+        *("euler_maruyama", "pc", "ddim", "heun", "edm", "dpmpp", "dpmpp_2m", "dpmpp_3m"),
+        *("deis", "unipc", "sde_dpmpp_2m", "seeds_2", "sa_solver", "ode"),
+    )
+    nfe: tuple[int, ...] = (5, 10, 20, 50, 200)
+    tolerance_factors: tuple[float, ...] = (100.0, 30.0, 10.0, 3.0, 1.0)
+    seeds: int = 3
+    num_samples: int = 1024
+    batch_size: int = 256
+    oracle: str = ""
+    metrics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        with Checks() as check:
+            for name in ("samplers", "nfe", "tolerance_factors"):
+                entries = getattr(self, name)
+                once = len(set(entries)) == len(entries) > 0
+                check.that(once, f"{name} must have at least one entry, each once, not {entries}")
+            for nfe in self.nfe:
+                check.that(1 <= nfe <= 10**5, f"nfe must lie in [1, 1e5], not {nfe}")
+            for factor in self.tolerance_factors:
+                check.that(factor > 0, f"tolerance_factors must be positive, not {factor}")
+            check.that(1 <= self.seeds <= 1000, f"seeds must lie in [1, 1000], not {self.seeds}")
+            check.that(2 <= self.num_samples <= 10**7, f"num_samples must lie in [2, 1e7], not {self.num_samples}")
+            check.that(1 <= self.batch_size <= 10**6, f"batch_size must lie in [1, 1e6], not {self.batch_size}")
+            if self.oracle:
+                check.name("oracle", self.oracle, ORACLES)
+            for name in self.metrics:
+                check.name("metric", name, EXACT_METRICS if self.oracle else METRICS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything a mode needs. config: the resolved config, plain data; command: what was typed."""
 
@@ -149,6 +192,8 @@ class Experiment:
     samplers: dict[str, Sampler]
     likelihood: Likelihood
     evaluation: Evaluation
+    compare: Compare
+    compared: dict[str, Sampler]
 
     @property
     def levels(self) -> Levels:

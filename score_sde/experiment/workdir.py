@@ -12,7 +12,7 @@ from typing import Any
 from score_sde.errors import UserError
 from score_sde.writers import write_json
 
-CHANGEABLE = ("sampling", "sampling_sde", "samplers", "likelihood", "evaluation", "mesh")
+CHANGEABLE = ("sampling", "sampling_sde", "samplers", "likelihood", "evaluation", "compare", "mesh")
 CHANGEABLE_TRAINING = ("duration", "log_every", "sample_every", "save_every", "keep_checkpoints")
 
 

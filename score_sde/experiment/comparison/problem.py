@@ -1,0 +1,179 @@
+"""What samplers are compared on: an oracle, or the newest checkpoint of the workdir."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from score_sde.errors import UserError
+from score_sde.evaluation.exact import EXACT_METRICS, Law
+from score_sde.evaluation.metrics import METRICS, Reference, as_unit, real_score, score
+from score_sde.experiment.base import Experiment
+from score_sde.experiment.pictures import grid
+from score_sde.oracles import ORACLES, Oracle
+from score_sde.sde import SDE, check_kind
+
+LAW_SAMPLES = 50_000  # or 10 for each that is judged, if those are more
+BASELINE_DRAWS = 5
+POINTS = 2000
+POINT_PIXELS = 150
+IMAGES = 16
+
+Batch = Float[np.ndarray, "n *shape"]
+Picture = UInt8[np.ndarray, "height width channels"]
+
+
+class Figure(NamedTuple):
+    """mean and standard deviation over seeds, None for one seed."""
+
+    mean: float
+    spread: float | None
+
+    @staticmethod
+    def of(values: list[float]) -> "Figure":
+        return Figure(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+class Measure(NamedTuple):
+    """title, better ("lower" or "higher"): for tables. score: of a cell's samples of one seed. baseline: of data."""
+
+    title: str
+    better: str
+    score: Callable[[Batch], float]
+    baseline: Figure
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """shape: of a sample. denoiser: of params. baseline: what data are called. preview: how many samples a picture
+    shows. fingerprint: of a piece of work on it."""
+
+    title: str
+    shape: tuple[int, ...]
+    params: Any
+    denoiser: Callable[[Any], Any]
+    measures: dict[str, Measure]
+    baseline: str
+    data: Batch
+    preview: int
+    picture: Callable[[Batch], Picture]
+    fingerprint: Callable[[Any], str]
+
+
+def check(experiment: Experiment) -> None:
+    """Raises UserError where the experiment's comparison has nothing to be made on."""
+    if experiment.compare.oracle:
+        check_kind(f"compare.oracle={experiment.compare.oracle!r}", experiment.sampling_sde, SDE, "use a checkpoint")
+        return
+    if not _metrics(experiment):
+        raise UserError("there is no metric to compare by: set compare.metrics")
+    for name in _metrics(experiment):
+        if METRICS[name].needs_labels and "label" not in experiment.train_records.arrays:
+            raise UserError(f"compare.metrics: {name!r} needs data with labels")
+
+
+def _metrics(experiment: Experiment) -> tuple[str, ...]:
+    return experiment.compare.metrics or experiment.evaluation.metrics
+
+
+def of_oracle(experiment: Experiment) -> Problem:
+    """With the exact denoiser, on the process that is sampled with."""
+    name, sde, count = experiment.compare.oracle, experiment.sampling_sde, experiment.compare.num_samples
+    assert isinstance(sde, SDE)
+    oracle = ORACLES[name]()
+    whole = oracle.sample(max(LAW_SAMPLES, 10 * count), seed=0)
+    law = Law(_rows(whole), oracle.mean().reshape(-1), oracle.covariance())
+    draws = [_rows(oracle.sample(count, seed=1 + number)) for number in range(BASELINE_DRAWS)]
+    measures = {}
+    for metric_name in experiment.compare.metrics or EXACT_METRICS:
+        metric = EXACT_METRICS[metric_name]
+        judge = lambda batch, metric=metric: metric.score(_rows(batch), law)
+        baseline = Figure.of([metric.score(draw, law) for draw in draws])
+        measures[metric_name] = Measure(metric.title, "lower", judge, baseline)
+    processes = [experiment.config["sde"], experiment.config["sampling_sde"]]
+    plane = oracle.shape == (2,)
+    return Problem(
+        title=f"oracle {name}",
+        shape=oracle.shape,
+        params=(),
+        denoiser=lambda _: oracle.denoiser(sde),
+        measures=measures,
+        baseline="exact samples",
+        data=whole,
+        preview=POINTS if plane else IMAGES,
+        picture=_scatter(oracle) if plane else lambda batch: grid(_grey(batch)),
+        fingerprint=lambda part: _hash(["oracle", name, processes, part]),
+    )
+
+
+def of_checkpoint(experiment: Experiment, step: int, params: Any) -> Problem:
+    """With the trained denoiser; samples are judged as `--mode=evaluate` does."""
+    levels, size = experiment.levels, experiment.compare.num_samples
+    reference = Reference.of(experiment.train_records, experiment.test_records, levels.number, size)
+    quantised = lambda batch: np.asarray(levels.quantise(jnp.asarray(batch, jnp.float32)))
+
+    def judge(metric_name: str, batch: Batch) -> float:
+        value = score(METRICS[metric_name], as_unit(quantised(batch), levels.number), reference).value
+        assert value is not None  # the reference is no larger than a cell's samples
+        return value
+
+    measures = {}
+    for name in _metrics(experiment):
+        metric = METRICS[name]
+        real = real_score(metric, reference).value
+        assert real is not None
+        measure = lambda batch, name=name: judge(name, batch)
+        measures[name] = Measure(metric.title, metric.better, measure, Figure(real, None))
+    images = experiment.test_records.arrays["image"][:IMAGES]
+    return Problem(
+        title=f"checkpoint at step {step}, {experiment.config['data']['source']}",
+        shape=experiment.source.shape,
+        params=params,
+        denoiser=experiment.sampling_denoiser,
+        measures=measures,
+        baseline="real test data",
+        data=np.asarray(levels.place(jnp.asarray(images), 0.5 * jnp.ones(images.shape, jnp.float32))),
+        preview=IMAGES,
+        picture=lambda batch: grid(experiment.to_uint8(quantised(batch))),
+        fingerprint=lambda part: experiment.fingerprint(step, experiment.config["sampling_sde"], part),
+    )
+
+
+def _rows(batch: Batch) -> np.ndarray:
+    return np.asarray(batch, np.float64).reshape(len(batch), -1)
+
+
+def _grey(batch: Batch) -> UInt8[np.ndarray, "n height width 1"]:
+    """[−1, 1] to 8 bits; what lies outside is shown black or white."""
+    return np.round(255 * np.clip(0.5 * (batch + 1), 0, 1)).astype(np.uint8)
+
+
+def _scatter(oracle: Oracle) -> Callable[[Batch], Picture]:
+    """Points of the plane as dots, in the square that holds the oracle's."""
+    reach = 1.25 * float(np.abs(oracle.sample(1000, seed=0)).max())
+
+    def picture(batch: Batch) -> Picture:
+        ends = ((-reach, reach), (-reach, reach))
+        count, _, _ = np.histogram2d(-batch[:, 1], batch[:, 0], bins=POINT_PIXELS, range=ends)
+        ink = 1 - np.exp(-0.8 * count)[..., None]
+        return np.round(255 + ink * (np.array([20, 60, 120]) - 255)).astype(np.uint8)
+
+    return picture
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def build(experiment: Experiment) -> tuple[Experiment, Problem]:
+    """The problem, and the experiment with its process as learned."""
+    if experiment.compare.oracle:
+        return experiment, of_oracle(experiment)
+    experiment, step, params = experiment.restore()
+    return experiment, of_checkpoint(experiment, step, jax.block_until_ready(params))
