@@ -22,7 +22,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def parse(arguments: list[str], modes: Iterable[str], alone: Iterable[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+def parse(
+    arguments: list[str], modes: Iterable[str], alone: Iterable[str]
+) -> tuple[argparse.Namespace, dict[str, str]]:
     """The flags, and the overrides as dotted key to text. alone: modes that take no config and no workdir."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="a config file, see configs/")

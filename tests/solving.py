@@ -142,7 +142,7 @@ def law(plan: Plan, sde: SDE, x_mean: float, x_std: float, mean: float = MEAN, s
     For data N(mean, std²), of which D is affine in the state: so are all registers, and their mean and covariance are
     carried along, without a random number.
     """
-    rows, start, count = plan.rows, plan.start, int(plan.count)
+    rows, start, count = plan.rows, plan.start, int(plan.passes)
     registers = rows.matrix.shape[1]
     at = start.matrix[:, 0] * x_mean
     covariance = np.outer(start.matrix[:, 0], start.matrix[:, 0]) * x_std**2 + _noise(start.matrix, 1, start.noise)
@@ -179,7 +179,7 @@ def execute(
     """
     draws = lambda numbers: [noise(int(k)) if k != NO_NOISE else np.zeros_like(x) for k in numbers]
     registers = np.tensordot(plan.start.matrix, np.stack([x, *draws(plan.start.noise)]), 1)
-    count = int(plan.count)
+    count = int(plan.passes)
     for level, matrix, numbers in zip(
         Schedule.of(sde).at(plan.rows.t[:count]), plan.rows.matrix, plan.rows.noise, strict=False
     ):

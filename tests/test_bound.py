@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import rng
+from score_sde import oracles, rng
 from score_sde.denoiser import Denoiser
 from score_sde.losses import TIMES, Bound, bound_terms, schedule_loss
 from score_sde.losses.weightings import VLB
 from score_sde.sde import PROCESSES, VDM, Options
-from score_sde import oracles
 from tests import levels
 
 NAMES = sorted(PROCESSES)

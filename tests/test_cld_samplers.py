@@ -32,7 +32,7 @@ def _output_law(solver, denoiser, start, grid, monkeypatch):
     monkeypatch.setattr(rng, "normal", lambda number, shape, dtype: units[:, number][:, None])
     rows = jax.tree.map(jnp.asarray, plan.rows)
     one = lambda number, carry: solver.step(denoiser, carry, jax.tree.map(lambda leaf: leaf[number], rows), units)
-    loop = lambda z: jax.lax.fori_loop(0, plan.count, one, solver.init(plan.start, z, units)).x
+    loop = lambda z: jax.lax.fori_loop(0, plan.passes, one, solver.init(plan.start, z, units)).x
     out = np.asarray(jax.jit(loop)(jnp.asarray(states)))
     monkeypatch.undo()
     matrix, noise = (out[1:3] - out[:1]).T, (out[3:] - out[:1]).T

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_sde import oracles
 from score_sde.denoiser import INPUT_SCALES, NOISE_CONDITIONS, PREDICTIONS, Denoiser, Parameterisation
 from score_sde.errors import UserError
-from score_sde import oracles
 from score_sde.sde import DDPM, PROCESSES, SMLD, Options, RectifiedFlow
 from tests.tables import ENDING, PLAIN, over, plain_process
 

@@ -23,14 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import rng
+from score_sde import oracles, rng
 from score_sde.denoiser import Denoiser
 from score_sde.errors import UserError
 from score_sde.likelihood import TRACES, decode, encode, log_likelihood, slerp
 from score_sde.losses import bound_terms
 from score_sde.losses.times import Importance, Times
 from score_sde.sde import PROCESSES, RectifiedFlow, expand
-from score_sde import oracles
 
 NAMES = sorted(PROCESSES)
 process = pytest.mark.parametrize("name", NAMES)

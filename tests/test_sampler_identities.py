@@ -5,6 +5,7 @@ same noises. Or against the formula of a paper, written out here.
 """
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -102,7 +103,10 @@ IDENTITIES = {
         ("sa_solver", {"predictor_order": 2, "corrector_order": 0, "tau": 0.0}),
         ("dpmpp_2m", {"form": "taylor"}),
     ),
-    "SA(3, 0) is 3M": (("sa_solver", {"predictor_order": 3, "corrector_order": 0, "tau": 0.0}), ("dpmpp_3m", {"form": "taylor"})),
+    "SA(3, 0) is 3M": (
+        ("sa_solver", {"predictor_order": 3, "corrector_order": 0, "tau": 0.0}),
+        ("dpmpp_3m", {"form": "taylor"}),
+    ),
     "SA without τ in reach is SA(τ = 0)": (
         ("sa_solver", {"predictor_order": 2, "corrector_order": 2, "low": 1e9, "high": 1e10}),
         ("sa_solver", {"predictor_order": 2, "corrector_order": 2, "tau": 0.0}),
@@ -161,11 +165,11 @@ def adams_step(x: np.ndarray, t: Level, s: Level, nodes: list[tuple[float, np.nd
 
 
 def adams(sde: SDE, p: int, c: int) -> np.ndarray:
-    """Predictor with the last p values, corrector with c of which one is the predicted; the last step only predicted."""
+    """Predictor with the last p values, corrector with c of which one is predicted; the last step is not corrected."""
     way = levels(sde)
     x = way[0].sigma * POINTS
     values = [(way[0].lambda_t, solving.bimodal(x, way[0]))]
-    for n, (t, s) in enumerate(zip(way, way[1:], strict=False)):
+    for n, (t, s) in enumerate(itertools.pairwise(way)):
         predicted = adams_step(x, t, s, values[:p])
         if n == len(way) - 2:
             return predicted
@@ -187,7 +191,7 @@ def test_dpm_solver_pp_2m_is_the_papers_algorithm(sde):
     """Algorithm 2 of Lu et al. 2022, written as there."""
     way = levels(sde)
     x, before, h_before = way[0].sigma * POINTS, None, None
-    for t, s in zip(way, way[1:], strict=False):
+    for t, s in itertools.pairwise(way):
         h, data = s.lambda_t - t.lambda_t, solving.bimodal(x, t)
         mixed = data if before is None else (1 + h / (2 * h_before)) * data - h / (2 * h_before) * before
         x = s.sigma / t.sigma * x - s.alpha * np.expm1(-h) * mixed
@@ -200,7 +204,7 @@ def test_sde_dpm_solver_pp_2m_is_the_papers_algorithm(sde):
     """The stochastic form of the same with η = 1: e^{−h}, 1 − e^{−2h} and σ √(1 − e^{−2h}) z."""
     way = levels(sde)
     x, before, h_before = way[0].sigma * POINTS, None, None
-    for n, (t, s) in enumerate(zip(way, way[1:], strict=False)):
+    for n, (t, s) in enumerate(itertools.pairwise(way)):
         h, data = s.lambda_t - t.lambda_t, solving.bimodal(x, t)
         mixed = data if before is None else (1 + h / (2 * h_before)) * data - h / (2 * h_before) * before
         x = s.sigma / t.sigma * np.exp(-h) * x - s.alpha * np.expm1(-2 * h) * mixed
@@ -216,7 +220,7 @@ def test_edm_with_churn_is_the_papers_algorithm():
     gamma = min(churn / STEPS, np.sqrt(2) - 1)
     slope = lambda x, level: (x - solving.bimodal(x, level)) / level.t
     x, number = sde.T * POINTS, 0
-    for now, after in zip(t, t[1:], strict=False):
+    for now, after in itertools.pairwise(t):
         hat = min((1 + gamma) * now, sde.T)
         if hat > now:
             x, number = x + np.sqrt(hat**2 - now**2) * noise(number), number + 1
@@ -269,7 +273,7 @@ def test_the_marginal_given_x_0_is_kept(sde, name, options):
         plan, sde, lambda x, level: 0 * x + x_0, ends, lambda number: np.full(2, float(number == chosen))
     )[0]
     silent = run(None)
-    numbers = {int(k) for k in np.concatenate([plan.rows.noise[: plan.count].ravel(), plan.start.noise]) if k >= 0}
+    numbers = {int(k) for k in np.concatenate([plan.rows.noise[: plan.passes].ravel(), plan.start.noise]) if k >= 0}
     variance = (silent[1] - silent[0]) ** 2 + sum((run(k)[0] - silent[0]) ** 2 for k in numbers)
     (level,) = Schedule.of(sde).at([s])
     assert variance == pytest.approx(level.sigma**2, rel=1e-9)

@@ -1,8 +1,8 @@
 r"""Every solver converges with the order that it claims, on targets whose solution is known.
 
-A mixture in one dimension has an exact probability flow (`Mixture.flow`), which no solver's code knows of: strong orders
-of the solvers of ODEs. A Gaussian target makes every step affine in the state and in the noise, so that the mean and
-the variance of the output are computed exactly (`solving.law`), without any Monte-Carlo error: weak orders.
+A mixture in one dimension has an exact probability flow (`Mixture.flow`), which no solver's code knows of: strong
+orders of the solvers of ODEs. A Gaussian target makes every step affine in the state and in the noise, so that the
+mean and the variance of the output are computed exactly (`solving.law`), without any Monte-Carlo error: weak orders.
 """
 
 import functools
@@ -77,7 +77,7 @@ LOWERED = [
 
 @pytest.mark.parametrize(("name", "options"), LOWERED, ids=[solving.label(*case) for case in LOWERED])
 def test_lowered_orders_are_what_is_left(name, options):
-    """A cheap start or last step, over a short range, where its error shows beside the others: neither more nor less."""
+    """A cheap start or last step, over a short range, where its error shows beside the others: no more and no less."""
     solver, sde, (first, last) = solver_of(name, options), MILD["vp"], (0.3, 0.2)
     assert solver.convergence < solver_of(name, {**options, "start": "exact", "last_order": 0}).convergence
     points, errors, steps = np.linspace(-2, 2, 9), [], (32, 64)

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from score_sde import rng
+from score_sde import oracles, rng
 from score_sde.errors import UserError
 from score_sde.sde import CURVES, PROCESSES, integrate, reverse
-from score_sde import oracles
 from tests.tables import (
     COEFFICIENTS,
     ENDING,

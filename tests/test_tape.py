@@ -97,7 +97,8 @@ def program(seed: int, evaluations: int):
 
 def plan_of(solve) -> Plan:
     tape = Tape()
-    rows, start = assemble(tape, *solve(tape))
+    x, mean = solve(tape)
+    rows, start = assemble(tape, [x], [mean])
     return Plan.of(rows, np.array([1.0, 0.05]), start)
 
 
@@ -108,7 +109,7 @@ def test_random_programs_do_what_they_say(seed, evaluations):
     direct = Direct()
     x, mean = solve(direct)
     plan = plan_of(solve)
-    assert plan.count == direct.evaluations
+    assert plan.passes == direct.evaluations
     done = solving.execute(plan, SDE, solving.bimodal, X, noise)
     np.testing.assert_allclose(done[0], x.array, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(done[1], mean.array, rtol=1e-10, atol=1e-12)
@@ -141,7 +142,7 @@ def test_a_noise_used_in_two_steps_is_one_noise():
         return x, x
 
     plan = plan_of(solve)
-    drawn = np.concatenate([plan.start.noise, plan.rows.noise[: plan.count].ravel()])
+    drawn = np.concatenate([plan.start.noise, plan.rows.noise[: plan.passes].ravel()])
     assert list(drawn[drawn != NO_NOISE]) == [0]  # drawn once, kept after
     done, _ = solving.execute(plan, SDE, solving.bimodal, X, noise)
     np.testing.assert_allclose(done, X + 4 * noise(0), rtol=1e-12)
@@ -184,7 +185,7 @@ def test_registers_are_used_again():
 def test_rows_are_filled_up_and_counted():
     for steps in (1, 255, 256, 257):
         plan = solving.plan_of(LINEAR, SDE, "uniform", steps)
-        assert plan.count == steps
+        assert plan.passes == steps
         assert {len(leaf) for leaf in plan.rows} == {256 if steps <= 256 else 512}
         assert plan.rows.matrix.dtype == plan.rows.t.dtype == np.float64
         np.testing.assert_array_equal(plan.times, [SDE.T, SDE.t_min])

@@ -5,11 +5,11 @@ and again; an order is the slope of log error against log steps over the finest 
 
     strong   an ODE solver: each point of the mixture against x_s = F_s⁻¹(F_t(x_t)), which is where the probability flow
              takes it in one dimension
-    exact    a stochastic solver on a Gaussian: D is affine there, so that the law of its output is a Gaussian whose mean
-             and variance follow from the matrices of the solver's plan, without drawing anything
-    paths    a stochastic solver on the mixture, by the variance of 2²⁰ paths. Runs with n, 2n, 4n, … steps share their noise
-             (a draw of the coarser one is made of two of the finer), so that the differences v_n − v_2n ~ n^−p stand
-             out of what is left of it; the last error, v − v_exact, says that it is the right law they converge to
+    exact    a stochastic solver on a Gaussian: D is affine there, so that the law of its output is a Gaussian whose
+             mean and variance follow from the matrices of the solver's plan, without drawing anything
+    paths    a stochastic solver on the mixture, by the variance of 2²⁰ paths. Runs with n, 2n, 4n, … steps share their
+             noise (a draw of the coarser one is made of two of the finer), so that the differences v_n − v_2n ~ n^−p
+             stand out of what is left of it; the last error, v − v_exact, says that the law is the right one
     tolerance  an adaptive solver on the mixture: the slope of log error against log tolerance
 """
 
@@ -21,8 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
-import scipy.stats
 from jaxtyping import Float
 
 from score_sde import rng
@@ -143,7 +141,7 @@ def path_in_tolerance(solver: Any) -> Measured:
 
 
 class Affine(NamedTuple):
-    """What a denoiser says of Gaussian data: outputs = gain state + offset, `(outputs, components)` and `(outputs,)`."""
+    """What a denoiser says of Gaussian data: outputs = gain state + offset, `(outputs, components)`, `(outputs,)`."""
 
     gain: np.ndarray
     offset: np.ndarray
@@ -212,13 +210,13 @@ def exact(solver: TapedSolver | PredictorCorrector) -> Measured:
             plan = resized(solver, steps).plan(PROCESS, grid(PROCESS, steps))
             if isinstance(solver, PredictorCorrector):
                 plan = plan._replace(rows=plan.rows.predictor)
-            says = affine(PROCESS, plan.rows.t[: int(plan.count)])
+            says = affine(PROCESS, plan.rows.t[: int(plan.passes)])
             start, end = Schedule.of(PROCESS).at([PROCESS.T, PROCESS.t_min])
             of = lambda level: (np.array([level.alpha * MEAN]), np.array([[(level.alpha * STD) ** 2 + level.sigma**2]]))
             laws = [of(start), of(end)]
         else:
             plan = solver.plan(AUGMENTED, np.linspace(AUGMENTED.T, AUGMENTED.t_min, steps + 1))
-            says = _augmented_affine(plan.rows.t[: int(plan.count)])
+            says = _augmented_affine(plan.rows.t[: int(plan.passes)])
             laws = _augmented_law(np.array([AUGMENTED.T, AUGMENTED.t_min]))
         mean, covariance = law(plan, says, *laws[0])
         of_mean = np.abs(mean - laws[1][0]).max()
@@ -237,7 +235,7 @@ def resized(solver: Any, steps: int) -> Any:
 
 @jax.jit
 def _follow(plan: Plan, x: jax.Array, noises: jax.Array) -> jax.Array:
-    """The last state of a linear solver's run with the given draws, `(draws, paths, 1)`; number −1 is the last one, 0."""
+    """The last state of a run with the given draws, `(draws, paths, 1)`; number −1 is the last one, zeros."""
     denoiser = TARGET.denoiser(PROCESS)
     combine = lambda matrix, columns: [sum(m * c for m, c in zip(row, columns, strict=True)) for row in matrix]
 
@@ -248,7 +246,7 @@ def _follow(plan: Plan, x: jax.Array, noises: jax.Array) -> jax.Array:
         return combine(row.matrix, [*registers, *said, *draws])
 
     start = combine(plan.start.matrix, [x, *(noises[plan.start.noise[i]] for i in range(len(plan.start.noise)))])
-    return jax.lax.fori_loop(0, plan.count, one, start)[0]
+    return jax.lax.fori_loop(0, plan.passes, one, start)[0]
 
 
 def _draws(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,8 +2,8 @@
 
 `samples/NAME.npz` holds `samples` (float32, the solver's output), `image` (uint8 levels), `label` (int32, `NO_LABEL`
 where a sample has none), `evaluations` (int32, network evaluations spent on each), `order` (with which the solver
-converges as it was set, NaN where it has none) and the record of how they were made; `samples/NAME.png` the first of them
-as a grid. A sample is a function of the seed, its index and its label.
+converges as it was set, NaN where it has none) and the record of how they were made; `samples/NAME.png` the first of
+them as a grid. A sample is a function of the seed, its index and its label.
 """
 
 import json

@@ -13,4 +13,14 @@ ORACLES: dict[str, Callable[[], Oracle]] = {
     "gaussian_images": GaussianImages,
 }
 
-__all__ = ["ORACLES", "GaussianImages", "Mixture", "Oracle", "checkerboard", "gaussian", "mixture", "ring", "swiss_roll"]
+__all__ = [
+    "ORACLES",
+    "GaussianImages",
+    "Mixture",
+    "Oracle",
+    "checkerboard",
+    "gaussian",
+    "mixture",
+    "ring",
+    "swiss_roll",
+]

@@ -3,8 +3,9 @@ r"""Adams–Bashforth methods for the probability-flow ODE in the noise ε̂: li
     lms     d(x/α)/dσ̄ = ε̂:   x_s/α_s = x_t/α_t + Σ_j ε̂_j ∫ ℓ_j(σ̄) dσ̄,        ℓ_j the polynomials in σ̄
     deis    the same with ℓ_j(t), the polynomials in time: "time Adams–Bashforth", tAB-DEIS
 
-through the last `order` predictions. The integrals are computed by Gauss's rule to the last digits. A run starts with single
-steps of an order that keeps its own, see `multistep`: Runge–Kutta steps in σ̄ for lms, DPM-Solver steps for deis.
+through the last `order` predictions. The integrals are computed by Gauss's rule to the last digits. A run starts
+with single steps of an order that keeps its own, see `multistep`: Runge–Kutta steps in σ̄ for lms, DPM-Solver steps
+for deis.
 
 Source: Crowson's k-diffusion for lms ("PLMS" of Liu et al. 2022 is of this kind, with constant steps); Zhang & Chen,
 "Fast Sampling of Diffusion Models with Exponential Integrator", 2023, eq. 14.
@@ -12,6 +13,7 @@ Source: Crowson's k-diffusion for lms ("PLMS" of Liu et al. 2022 is of this kind
 
 import abc
 import dataclasses
+import itertools
 from typing import Any, ClassVar
 
 import numpy as np
@@ -64,7 +66,7 @@ class AdamsBashforth(LinearSolver):
         x, nodes = tape.start, list[Node]()
         inside = self.stages(schedule, levels[: self.order])
         sigma_bars, positions = self.quadrature(schedule, levels)
-        for n, (t, s) in enumerate(zip(levels, levels[1:], strict=False)):
+        for n, (t, s) in enumerate(itertools.pairwise(levels)):
             first = tape.evaluate(x, t)
             nodes = [Node(self.position(t), first[1]), *nodes][: self.order]
             if start_order(self.order, len(nodes), self.start):

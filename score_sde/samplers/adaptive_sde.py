@@ -6,10 +6,10 @@ With F(x, t) = f x − g² score, h the step and ΔW = W_t − W_{t−h} of one 
     x″  = ½ (x′ + x − h F(x′, t − h) + g(t − h) ΔW)                        the stochastic improved Euler step
     E   = rms((x′ − x″)/δ),   δ = max(atol, rtol max(|x′|, |x′ before|))
 
-A step with E ≤ 1 is taken, to x″; h is multiplied by safety · E^{−exponent}. The published algorithm draws new noise for a
-step that is tried again: the noises that are kept are then those that lead to small errors, and the law of the samples
-is wrong however small the tolerance. Here the path is fixed: it is queried (a virtual Brownian tree), and what a shorter
-step finds on it is a part of what the longer one found.
+A step with E ≤ 1 is taken, to x″; h is multiplied by safety · E^{−exponent}. The published algorithm draws new noise
+for a step that is tried again: the noises that are kept are then those that lead to small errors, and the law of the
+samples is wrong however small the tolerance. Here the path is fixed: it is queried (a virtual Brownian tree), and
+what a shorter step finds on it is a part of what the longer one found.
 
 Source: Jolicoeur-Martineau et al., "Gotta Go Fast When Generating Data with Score-Based Models", 2021, algorithm 1; the
 path: Kidger, "On Neural Differential Equations", 2021, sec. 5.5, by `diffrax`.

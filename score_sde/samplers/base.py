@@ -47,11 +47,11 @@ class Plan(NamedTuple):
     """What the loop of one run is told; a pytree of NumPy arrays, floats in float64.
 
     rows: of the solver, filled up to a multiple of `CAPACITY`; their field `t` is the time at which a pass begins.
-    count: of rows that count. start: for the solver's `init`. times: the first and the last of the grid.
+    passes: how many of the rows count. start: for the solver's `init`. times: the first and the last of the grid.
     """
 
     rows: Any
-    count: np.ndarray
+    passes: np.ndarray
     start: Any
     times: np.ndarray
 
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
         count = len(jax.tree.leaves(rows)[0])
         fill = -count % CAPACITY
         rows = jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], fill, axis=0)]), rows)
-        return Plan(rows, np.int32(count), start, np.asarray([grid[0], grid[-1]], np.float64))
+        return Plan(rows, np.asarray(count, np.int32), start, np.asarray([grid[0], grid[-1]], np.float64))
 
 
 class Samples(NamedTuple):
@@ -178,10 +178,10 @@ def run(
             kept = Trajectory(t, carry.x, denoiser(carry.x, t * ones, condition))
             return jax.lax.fori_loop(ends[0], ends[1], one, carry), kept
 
-        bounds = jnp.arange(frames + 1) * plan.count // frames
+        bounds = jnp.arange(frames + 1) * plan.passes // frames
         carry, trajectory = jax.lax.scan(part, carry, (bounds[:-1], bounds[1:]))
     else:
-        carry = jax.lax.fori_loop(0, plan.count, one, carry)
+        carry = jax.lax.fori_loop(0, plan.passes, one, carry)
     sde = denoiser.sde
     x, evaluations = sde.data_of(carry.mean if last == "mean" else carry.x), carry.evaluations
     if last == "denoise":

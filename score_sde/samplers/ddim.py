@@ -10,6 +10,7 @@ Source: Song, Meng & Ermon 2021, eq. 12; Ho et al. 2020, eq. 6–7.
 """
 
 import dataclasses
+import itertools
 import math
 
 from score_sde.errors import UserError
@@ -65,7 +66,7 @@ class Ancestral(LinearSolver):
 
 def _gaussian_steps(tape: Tape, levels: list[Level], eta: float) -> tuple[Vector, Vector]:
     x = mean = tape.start
-    for t, s in zip(levels, levels[1:], strict=False):
+    for t, s in itertools.pairwise(levels):
         ratio = eta * transition(s, t)[1] / t.sigma  # ν/σ_s
         data, noise = tape.evaluate(x, t)
         mean = s.alpha * data + s.sigma * math.sqrt(1 - ratio**2) * noise

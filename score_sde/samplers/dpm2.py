@@ -12,6 +12,7 @@ Source: Karras et al. 2022, appendix; Crowson, k-diffusion (`sample_dpm_2`, `sam
 """
 
 import dataclasses
+import itertools
 import math
 
 from score_sde.errors import UserError
@@ -83,7 +84,7 @@ class DPM2Ancestral(LinearSolver):
 
 def _solve(tape: Tape, schedule: Schedule, levels: list[Level], eta: float) -> tuple[Vector, Vector]:
     x = mean = tape.start
-    pairs = list(zip(levels, levels[1:], strict=False))
+    pairs = list(itertools.pairwise(levels))
     targets = [down_and_up(t.sigma_bar, s.sigma_bar, eta) for t, s in pairs]
     middles = schedule.at_sigma_bar(
         [math.sqrt(t.sigma_bar * down) for (t, _), (down, _) in zip(pairs, targets, strict=True)]

@@ -1,7 +1,7 @@
 r"""DPM-Solver and DPM-Solver++, single-step: exponential Runge–Kutta methods in λ for the probability-flow ODE.
 
-With P the noise (DPM-Solver) or the data (DPM-Solver++), h = λ_s − λ_t, and "polynomial" the exact step of `exponential`
-with a polynomial through some predictions in the place of P,
+With P the noise (DPM-Solver) or the data (DPM-Solver++), h = λ_s − λ_t, and "polynomial" the exact step of
+`exponential` with a polynomial through some predictions in the place of P,
 
     order 1    constant P_t; DDIM                                                       1 evaluation
     order 2    u at λ_t + r h by order 1; then by P_t and P(u), r = ½ or 1:             2 evaluations

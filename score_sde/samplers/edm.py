@@ -1,22 +1,25 @@
 r"""EDM's sampler: Heun's method in σ̄, with churn; and Restart.
 
-With y = x/α, dy/dσ̄ = ε̂, each step from σ̄_t to σ̄_s begins, while σ̄_t lies in [churn_min, churn_max], by raising the level,
+With y = x/α, dy/dσ̄ = ε̂, each step from σ̄_t to σ̄_s begins, while σ̄_t lies in [churn_min, churn_max], by raising
+the level,
 
     γ = min(churn/N, √2 − 1),   σ̂ = (1 + γ) σ̄_t,   y ← y + S √(σ̂² − σ̄_t²) z,      S = noise_scale
 
-and then is one of Heun's method from σ̂ to σ̄_s. No level is raised beyond the process's own. With S = 1 adding noise is exact in law, so
-that the law of the samples converges with Heun's order 2; without churn it is Heun's method.
+and then is one of Heun's method from σ̂ to σ̄_s. No level is raised beyond the process's own. With S = 1 adding
+noise is exact in law, so that the law of the samples converges with Heun's order 2; without churn it is Heun's
+method.
 
 Restart runs the same without churn, and where it comes down to the grid's time nearest to `low`, goes back up to `high`
 with noise and down again by `restart_steps` steps of a Karras grid, `repeats` times:
 
     y ← y + √(high² − low²) z
 
-Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, algorithm 2; Xu et al.,
-"Restart Sampling for Improving Generative Processes", 2023, algorithm 1.
+Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, algorithm 2; Xu et
+al., "Restart Sampling for Improving Generative Processes", 2023, algorithm 1.
 """
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -120,7 +123,7 @@ class Restart(LinearSolver):
         due: dict[int, list[int]] = {}
         for number, low in enumerate(self.low):
             due.setdefault(1 + int(np.argmin(np.abs(np.log(sigma_bars[1:] / low)))), []).append(number)
-        for n, (t, s) in enumerate(zip(levels, levels[1:], strict=False), 1):
+        for n, (t, s) in enumerate(itertools.pairwise(levels), 1):
             x = runge_kutta.advance(tape, x, s, [t, s], runge_kutta.HEUN, SIGMA_BAR)
             for number in due.get(n, []):
                 high = min(self.high[number], levels[0].sigma_bar)
@@ -135,6 +138,6 @@ class Restart(LinearSolver):
         for _ in range(self.repeats[number]):
             added = math.sqrt(way[0].sigma_bar ** 2 - low.sigma_bar**2)
             x = way[0].alpha / low.alpha * x + way[0].alpha * added * tape.noise()
-            for t, s in zip(way, way[1:], strict=False):
+            for t, s in itertools.pairwise(way):
                 x = runge_kutta.advance(tape, x, s, [t, s], runge_kutta.HEUN, SIGMA_BAR)
         return x

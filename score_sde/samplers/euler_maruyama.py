@@ -6,6 +6,7 @@ r"""Euler–Maruyama on the reverse-time SDE with stochasticity η.
 """
 
 import dataclasses
+import itertools
 import math
 
 from score_sde.errors import UserError
@@ -43,7 +44,7 @@ class EulerMaruyama(LinearSolver):
 
     def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
         x = mean = tape.start
-        for t, s in zip(levels, levels[1:], strict=False):
+        for t, s in itertools.pairwise(levels):
             h = t.t - s.t
             _, noise = tape.evaluate(x, t)
             mean = (1 - h * t.f) * x - 0.5 * h * (1 + self.eta**2) * t.g**2 / t.sigma * noise

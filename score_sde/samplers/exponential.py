@@ -1,7 +1,7 @@
 r"""Exponential integrators in λ: what DPM-Solver, DEIS, UniPC and SA-Solver are made of.
 
-The reverse process with stochasticity η (η = 0 the probability-flow ODE, η = 1 the reverse SDE), solved for the part that
-is linear in x, is from t to s, with h = λ_s − λ_t > 0 and P the data D or the noise ε̂,
+The reverse process with stochasticity η (η = 0 the probability-flow ODE, η = 1 the reverse SDE), solved for the part
+that is linear in x, is from t to s, with h = λ_s − λ_t > 0 and P the data D or the noise ε̂,
 
     data    x_s = (σ_s/σ_t) e^{−η² h} x_t + α_s ∫ (1 + η²) e^{−(1 + η²)(λ_s − λ)} D_λ dλ + σ_s √(1 − e^{−2η² h}) z
     noise   x_s = (α_s/α_t) x_t − σ_s ∫ e^{λ_s − λ} ε̂_λ dλ                                             (η = 0)

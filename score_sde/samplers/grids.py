@@ -11,8 +11,9 @@ r"""Time grids: decreasing float64 arrays of `steps + 1` times, built with NumPy
     trailing      every so-many-th of a chain's steps, counted from its last (Lin et al. 2024)
     leading       the same counted from its first, as DDIM's code does: it begins below T, by up to a step
 
-where each is uniform in the named variable, u from 1 to 0, from T or where sampling is to begin, to t_min. Two times are
-never the same and the last is never lost: the ends are set, not computed. A grid of one's own is `times` of a sampler.
+where each is uniform in the named variable, u from 1 to 0, from T or where sampling is to begin, to t_min. Two times
+are never the same and the last is never lost: the ends are set, not computed. A grid of one's own is `times` of a
+sampler.
 
 Any solver takes any grid. To add one: a function here and its line in `GRIDS`.
 """

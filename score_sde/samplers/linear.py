@@ -18,8 +18,8 @@ evaluation, over a handful of registers of the state's shape. The loop on the de
     D, ε̂ = denoiser(R_0, t_k);   R ← M_k (R, D, ε̂, z)
 
 is the same program for all of them, with one network in it, whatever the solver, its order or its way of starting.
-Two solvers with equal numbers of registers and noises share one compiled program, whatever their steps. The matrices can also be read without running anything: `verify` takes the exact
-law of a solver's output from them.
+Two solvers with equal numbers of registers and noises share one compiled program, whatever their steps. The matrices
+can also be read without running anything: `verify` takes the exact law of a solver's output from them.
 """
 
 import abc
@@ -140,7 +140,7 @@ class Tape(BaseTape):
         return Vector({0: 1.0})
 
     def evaluate(self, x: Vector, level: Level) -> tuple[Vector, Vector]:
-        """(D, ε̂) at x and the level, by one evaluation of the denoiser. x stands for the evaluated state from now on."""
+        """(D, ε̂) at x and the level, by one evaluation. x stands for the evaluated state from now on."""
         data, noise = self.record([x], level.t)
         return data, noise
 
@@ -158,7 +158,7 @@ class Row(NamedTuple):
 
 
 class Start(NamedTuple):
-    """From the state at the first time to the registers: matrix `(registers, components + noises)`; the draws' numbers."""
+    """From the first state to the registers: matrix `(registers, components + noises)`, and the draws' numbers."""
 
     matrix: Any
     noise: Any
@@ -233,79 +233,94 @@ def _draw(keys: Keys, number: jax.Array, like: Data) -> Data:
     return jax.lax.cond(number >= 0, draw, lambda: jnp.zeros_like(like))
 
 
+class _Layout(NamedTuple):
+    """Where everything is. b counts the boundaries: b lies after evaluation b, and −1 before the first.
+
+    kept: at b, the nodes that are used at a later one, each with its register after those of the state. drawn: at b.
+    """
+
+    kept: dict[int, dict[int, int]]
+    drawn: dict[int, list[int]]
+    registers: int
+    noises: int
+
+
 def assemble(tape: BaseTape, x: list[Vector], mean: list[Vector]) -> tuple[Row, Start]:
     """The rows, in float64, that make the first registers `x` and the next ones `mean` in the end.
 
-    A node lives in a register from the boundary (the time between two evaluations) at which it comes to be until the
-    last boundary at which it is used. The first registers are always the state that is evaluated next.
+    A node lives in a register from the boundary at which it comes to be until the last one at which it is used. The
+    first registers are always the state that is evaluated next.
     """
-    count, parts = len(tape.evaluations), tape.components
-    results = [*x, *mean]
+    results, parts, count = [*x, *mean], tape.components, len(tape.evaluations)
+    layout = _layout(tape, results)
     stored = {each.node: each for each in tape.stored}
-    # What is computed at each boundary: b lies after evaluation b, and −1 before the first.
-    wanted: dict[int, list[dict[int, float]]] = {b: [] for b in range(-1, count)}
-    for number, evaluation in enumerate(tape.evaluations):
-        wanted[number - 1] += evaluation.point
-    for each in tape.stored:
-        wanted[each.boundary].append(each.terms)
-    wanted[count - 1] += [each.terms for each in results]
-
-    born = dict.fromkeys(range(parts), -1) | {each.node: each.boundary for each in tape.stored}
-    for number, evaluation in enumerate(tape.evaluations):
-        born |= dict.fromkeys((*evaluation.state, *evaluation.outputs), number)
-    last_use: dict[int, int] = {}
-    for boundary in range(-1, count):
-        for terms in wanted[boundary]:
-            for node, factor in terms.items():
-                if factor:
-                    last_use[node] = boundary
-                    if node in tape.noises:
-                        born.setdefault(node, boundary)  # drawn where it is used first
-
-    drawn: dict[int, list[int]] = {b: [] for b in range(-1, count)}
-    for node in tape.noises:
-        if node in born:
-            drawn[born[node]].append(node)
-    noises = max(map(len, drawn.values()))
-    kept = _allocate(born, last_use, count)
-    registers = max(2 * parts, parts + max((1 + r for places in kept.values() for r in places.values()), default=0))
-    if registers > MOST_REGISTERS:
-        raise AssertionError(f"a solver needs {registers} registers: store() what it carries from step to step")
 
     def expression(terms: dict[int, float], boundary: int, columns: dict[int, int], width: int) -> np.ndarray:
         row = np.zeros(width)
         for node, factor in terms.items():
-            if not factor:
-                continue
-            if node in stored and stored[node].boundary == boundary:
+            if factor and node in stored and stored[node].boundary == boundary:
                 row += factor * expression(stored[node].terms, boundary, columns, width)
-            else:
+            elif factor:
                 row[columns[node]] += factor
         return row
 
     matrices, numbers = [], []
     for boundary in range(-1, count):
-        if boundary < 0:
-            width, columns = parts + noises, {part: part for part in range(parts)}
-        else:
-            width = registers + tape.outputs + noises
-            columns = {node: parts + register for node, register in kept[boundary - 1].items()}
-            evaluation = tape.evaluations[boundary]
-            columns |= {node: part for part, node in enumerate(evaluation.state)}
-            columns |= {node: registers + i for i, node in enumerate(evaluation.outputs)}
-        columns |= {node: width - noises + i for i, node in enumerate(drawn[boundary])}
+        columns, width = _columns(tape, layout, boundary)
         last = boundary == count - 1
-        first_rows = [each.terms for each in results] if last else tape.evaluations[boundary + 1].point
-        matrix = np.zeros((registers, width))
-        for row, terms in enumerate(first_rows):
+        state = [each.terms for each in results] if last else tape.evaluations[boundary + 1].point
+        matrix = np.zeros((layout.registers, width))
+        for row, terms in enumerate(state):
             matrix[row] = expression(terms, boundary, columns, width)
-        for node, register in kept[boundary].items():
+        for node, register in layout.kept[boundary].items():
             matrix[parts + register] = expression({node: 1.0}, boundary, columns, width)
         matrices.append(matrix)
-        draws = [tape.noises[node] for node in drawn[boundary]]
-        numbers.append(np.array(draws + [NO_NOISE] * (noises - len(draws)), np.int32))
+        draws = [tape.noises[node] for node in layout.drawn[boundary]]
+        numbers.append(np.array(draws + [NO_NOISE] * (layout.noises - len(draws)), np.int32))
     times = np.array([evaluation.t for evaluation in tape.evaluations])
     return Row(times, np.stack(matrices[1:]), np.stack(numbers[1:])), Start(matrices[0], numbers[0])
+
+
+def _columns(tape: BaseTape, layout: _Layout, boundary: int) -> tuple[dict[int, int], int]:
+    """The column of every node that is at hand at a boundary, and their number."""
+    parts = tape.components
+    if boundary < 0:
+        width, columns = parts + layout.noises, {part: part for part in range(parts)}
+    else:
+        width = layout.registers + tape.outputs + layout.noises
+        columns = {node: parts + register for node, register in layout.kept[boundary - 1].items()}
+        evaluation = tape.evaluations[boundary]
+        columns |= {node: part for part, node in enumerate(evaluation.state)}
+        columns |= {node: layout.registers + i for i, node in enumerate(evaluation.outputs)}
+    columns |= {node: width - layout.noises + i for i, node in enumerate(layout.drawn[boundary])}
+    return columns, width
+
+
+def _layout(tape: BaseTape, results: list[Vector]) -> _Layout:
+    count, parts = len(tape.evaluations), tape.components
+    used: dict[int, list[dict[int, float]]] = {b: [] for b in range(-1, count)}
+    born = dict.fromkeys(range(parts), -1)
+    for number, evaluation in enumerate(tape.evaluations):
+        used[number - 1] += evaluation.point
+        born |= dict.fromkeys((*evaluation.state, *evaluation.outputs), number)
+    for each in tape.stored:
+        used[each.boundary].append(each.terms)
+        born[each.node] = each.boundary
+    used[count - 1] += [each.terms for each in results]
+
+    last_use: dict[int, int] = {}
+    drawn: dict[int, list[int]] = {b: [] for b in used}
+    for boundary, expressions in used.items():
+        for node in sorted({node for terms in expressions for node, factor in terms.items() if factor}):
+            last_use[node] = boundary
+            if node in tape.noises and node not in born:  # drawn where it is used first
+                born[node] = boundary
+                drawn[boundary].append(node)
+    kept = _allocate(born, last_use, count)
+    registers = max(2 * parts, parts + max((1 + r for places in kept.values() for r in places.values()), default=0))
+    if registers > MOST_REGISTERS:
+        raise AssertionError(f"a solver needs {registers} registers: store() what it carries from step to step")
+    return _Layout(kept, drawn, registers, max(map(len, drawn.values())))
 
 
 def _allocate(born: dict[int, int], last_use: dict[int, int], count: int) -> dict[int, dict[int, int]]:

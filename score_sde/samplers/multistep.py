@@ -1,29 +1,31 @@
 r"""Exponential multistep methods in λ: DPM-Solver++ 2M and 3M, and their stochastic forms.
 
-From t_n to t_{n+1}, with h = λ_{n+1} − λ_n, the polynomial through D_n, D_{n−1}, … in the place of D in the exact step of
-`exponential`,
+From t_n to t_{n+1}, with h = λ_{n+1} − λ_n, the polynomial through D_n, D_{n−1}, … in the place of D in the exact
+step of `exponential`,
 
     1M   D_n: DDIM for η = 0, ancestral sampling for η = 1
     2M   a line: D_n + (D_n − D_{n−1})/(2r) with the whole step's weight, r = (λ_n − λ_{n−1})/h ("midpoint"), or
          integrated exactly ("taylor")
     3M   a parabola, integrated exactly
 
-A run of order p needs p − 1 values to start with, each with an error of O(h^p): the first come from single steps of order
-p − 1 (`dpm_solver`), or from the method itself with fewer values. `start="cheap"` takes 1M, 2M, … from the first step
-on, as published codes do: the first step's error of O(h²) makes the run one of order 2. `last_order` lowers the order of
-the last step, for runs of few steps. What order is left is `convergence`.
+A run of order p needs p − 1 values to start with, each with an error of O(h^p): the first come from single steps of
+order p − 1 (`dpm_solver`), or from the method itself with fewer values. `start="cheap"` takes 1M, 2M, … from the
+first step on, as published codes do: the first step's error of O(h²) makes the run one of order 2. `last_order`
+lowers the order of the last step, for runs of few steps. What order is left is `convergence`.
 
-The published 3M takes for the second derivative of D the second divided difference, which is half of it; it is of order 2
-for that. `compat` gives that form, of DPM-Solver's own code, diffusers and k-diffusion, to reproduce their numbers.
+The published 3M takes for the second derivative of D the second divided difference, which is half of it; it is of
+order 2 for that. `compat` gives that form, of DPM-Solver's own code, diffusers and k-diffusion, to reproduce their
+numbers.
 
-The stochastic forms are of weak order 2 from 2M on, and 1M of order 1: what the polynomial makes of the noise in D_{n−1} is what the
-state's own noise, which D_n misses, would have made of it, to that order. η multiplies time in k-diffusion, where its
-square is meant here: equal at 0 and 1.
+The stochastic forms are of weak order 2 from 2M on, and 1M of order 1: what the polynomial makes of the noise in
+D_{n−1} is what the state's own noise, which D_n misses, would have made of it, to that order. η multiplies time in
+k-diffusion, where its square is meant here: equal at 0 and 1.
 
 Source: Lu et al., "DPM-Solver++", 2022, algorithm 2 and appendix; k-diffusion for 3M with noise.
 """
 
 import dataclasses
+import itertools
 from typing import ClassVar
 
 from score_sde.errors import Checks, UserError
@@ -103,7 +105,7 @@ class Multistep(LinearSolver):
         # A stochastic run of weak order 2 needs no better start than 1M, whose law is wrong by O(h²).
         order, eta = (min(self.order, 2) if self.stochastic else self.order), self.noise_level
         inside = dpm_solver.inside(schedule, levels[: self.order], max(1, order - 1))
-        for n, (t, s) in enumerate(zip(levels, levels[1:], strict=False)):
+        for n, (t, s) in enumerate(itertools.pairwise(levels)):
             nodes = [exponential.evaluate(tape, "data", x, t), *nodes][: self.order]
             if start_order(order, len(nodes), self.start):
                 mean = exponential.single_step(tape, "data", x, t, s, inside[n], nodes[0])

@@ -1,22 +1,23 @@
 r"""Predictor–corrector sampling.
 
-At each step, first n moves of Langevin dynamics at the level t, then the predictor from t to s (the order of the original
-code: the last operation is the predictor's, so that its mean is the denoised result; the paper's algorithm 1
-corrects after predicting, which is the same chain shifted by half a step). A move is
+At each step, first n moves of Langevin dynamics at the level t, then the predictor from t to s (the order of the
+original code: the last operation is the predictor's, so that its mean is the denoised result; the paper's algorithm
+1 corrects after predicting, which is the same chain shifted by half a step). A move is
 
     x ← x + h score(x, t) + √(2h) z
 
     langevin             h = 2 (α_t/α_s)² (r ‖z‖ / ‖score‖)²        r = snr
     annealed_langevin    h = 2 (α_t/α_s)² (r σ_t)²
 
-(α_t/α_s)² is 1 − β_i of the discrete VP process and 1 for VE, so one rule serves every affine process, sub-VP too. Norms are
-per sample, and ‖z‖ is its root-mean-square √D: neither depends on the rest of the batch. In very low dimension
-‖score‖ of one sample can come close to 0 and the step grows without bound: the rule is made for images. The original code
-takes the means of both norms over the batch, which `batch_norms` gives: samples then depend on the batch that they are in.
+(α_t/α_s)² is 1 − β_i of the discrete VP process and 1 for VE, so one rule serves every affine process, sub-VP too.
+Norms are per sample, and ‖z‖ is its root-mean-square √D: neither depends on the rest of the batch. In very low
+dimension ‖score‖ of one sample can come close to 0 and the step grows without bound: the rule is made for images.
+The original code takes the means of both norms over the batch, which `batch_norms` gives: samples then depend on the
+batch that they are in.
 
-A move with a step that does not shrink with the grid leaves a bias of its own (on a Gaussian, of variance 1/(1 − r²)): with a
-corrector a run has no order. Without predictor ("none") x stays from t to s, and the moves do all the work, as in NCSN;
-`last="denoise"` then gives the denoised result.
+A move with a step that does not shrink with the grid leaves a bias of its own (on a Gaussian, of variance 1/(1 −
+r²)): with a corrector a run has no order. Without predictor ("none") x stays from t to s, and the moves do all the
+work, as in NCSN; `last="denoise"` then gives the denoised result.
 
 Source: Song et al. 2021, appendix G (algorithms 2–5); Song & Ermon 2019 for annealed Langevin dynamics.
 """
@@ -86,7 +87,9 @@ class PredictorCorrector(Solver):
         if predictor is not None:
             predictor.check_process(sde)
         if self._moves and sde.ends_in_noise:
-            raise UserError("a corrector needs alpha > 0 at T, not a process that ends in pure noise; use corrector none")
+            raise UserError(
+                "a corrector needs alpha > 0 at T, not a process that ends in pure noise; use corrector none"
+            )
 
     @property
     def _moves(self) -> int:
@@ -122,7 +125,9 @@ class PredictorCorrector(Solver):
 
     def init(self, start: Start | None, x: Data, keys: Keys) -> Carry:
         predictor = PREDICTORS[self.predictor]
-        return super().init(start, x, keys) if predictor is None else predictor.init(start, x, keys)
+        if predictor is None or start is None:
+            return super().init(start, x, keys)
+        return predictor.init(start, x, keys)
 
     def step(self, denoiser: Denoiser, carry: Carry, row: Row, keys: Keys, condition: Condition = None) -> Carry:
         # Draws of the predictor have numbers of their own, under the keys that it has when it is alone.

@@ -3,10 +3,11 @@ r"""The probability-flow ODE, integrated with adaptive steps of its own for ever
     dx/dt = f x − ½ g² score(x, t) = dα/dt D + dσ/dt ε̂             variable t
     dx/du = dx/dt dt/du,   u = log σ̄,   dt/du = 2 σ²/g²            variable log_sigma_bar
 
-For an augmented process it is the ODE of the whole state, see `augmented`, in t. Between two times of the grid the error
-is controlled by `rtol` and `atol`; the usual grid is one step, T to t_min. Methods: Tsitouras' and Dormand and Prince's
-pairs of order 5, theirs of order 8, and Kvaerno's implicit one of order 5, all of `diffrax`. The implicit one solves
-equations of the size of a sample at every stage, with the Jacobian of the network: for small states alone.
+For an augmented process it is the ODE of the whole state, see `augmented`, in t. Between two times of the grid the
+error is controlled by `rtol` and `atol`; the usual grid is one step, T to t_min. Methods: Tsitouras' and Dormand and
+Prince's pairs of order 5, theirs of order 8, and Kvaerno's implicit one of order 5, all of `diffrax`. The implicit
+one solves equations of the size of a sample at every stage, with the Jacobian of the network: for small states
+alone.
 
 Source: Song et al. 2021, sec. 4.3 and appendix D.
 """
@@ -87,6 +88,4 @@ class ProbabilityFlowODE(Solver):
         solution = integrate(
             vector_field, carry.x, condition, of(row.t), of(row.s), rtol=self.rtol, atol=self.atol, method=self.method
         )
-        return Carry(
-            solution.y, solution.y, carry.evaluations + solution.evaluations, carry.failed | solution.failed
-        )
+        return Carry(solution.y, solution.y, carry.evaluations + solution.evaluations, carry.failed | solution.failed)

@@ -9,6 +9,7 @@ transition serves every affine process, sub-VP too. Source: Song et al. 2021, ap
 """
 
 import dataclasses
+import itertools
 
 from score_sde.samplers.linear import LinearSolver, Tape, Vector
 from score_sde.samplers.schedule import Level, Schedule, transition
@@ -32,7 +33,7 @@ class ReverseDiffusion(LinearSolver):
 
     def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
         x = mean = tape.start
-        for t, s in zip(levels, levels[1:], strict=False):
+        for t, s in itertools.pairwise(levels):
             a, std = transition(s, t)
             _, noise = tape.evaluate(x, t)
             mean = (2 - a) * x - std**2 / t.sigma * noise

@@ -15,6 +15,7 @@ Source: Kutta 1901; for Heun in diffusion models Karras et al. 2022.
 
 import abc
 import dataclasses
+import itertools
 from typing import ClassVar, NamedTuple
 
 from score_sde.errors import Checks, UserError
@@ -106,12 +107,12 @@ VARIABLES: dict[str, Variable] = {"t": Time(), "log_sigma_bar": LogSigmaBar(), "
 def stages(schedule: Schedule, levels: list[Level], tableau: Tableau, variable: Variable) -> list[list[Level]]:
     """The levels of the stages of each step between successive levels."""
     wanted = []
-    for t, s in zip(levels, levels[1:], strict=False):
+    for t, s in itertools.pairwise(levels):
         u, h = variable.of(t), variable.of(s) - variable.of(t)
         wanted += [u + c * h for c in tableau.c if 0 < c < 1]
     inner = iter(variable.levels(schedule, wanted) if wanted else [])
     between = lambda t, s, c: next(inner) if 0 < c < 1 else (s if c else t)
-    return [[between(t, s, c) for c in tableau.c] for t, s in zip(levels, levels[1:], strict=False)]
+    return [[between(t, s, c) for c in tableau.c] for t, s in itertools.pairwise(levels)]
 
 
 def advance(

@@ -1,20 +1,21 @@
 r"""SA-Solver: stochastic Adams methods, predictor and corrector, with stochasticity τ(t).
 
-The exact step of `exponential` with η = τ and the polynomial through D_n and the p − 1 values before it (predictor), and
-through D̂_{n+1} = D(x̂_{n+1}) and c − 1 values before it (corrector); both with the same noise z. τ is `tau` while σ̄ lies in
-[low, high], and 0 elsewhere, constant over a step.
+The exact step of `exponential` with η = τ and the polynomial through D_n and the p − 1 values before it (predictor),
+and through D̂_{n+1} = D(x̂_{n+1}) and c − 1 values before it (corrector); both with the same noise z. τ is `tau`
+while σ̄ lies in [low, high], and 0 elsewhere, constant over a step.
 
-With τ = 0 these are the Adams–Bashforth and Adams–Moulton methods in λ, of order p, and min(c, p + 1) with corrector. With
-τ > 0 the weak order is 2 where that is 2 or more: see `multistep` for why a method of two values reaches it.
+With τ = 0 these are the Adams–Bashforth and Adams–Moulton methods in λ, of order p, and min(c, p + 1) with
+corrector. With τ > 0 the weak order is 2 where that is 2 or more: see `multistep` for why a method of two values
+reaches it.
 
 Source: Xue et al., "SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models", 2023, eq. 14 and 17.
 """
 
 import dataclasses
+import itertools
 
 from score_sde.errors import Checks
 from score_sde.samplers import dpm_solver, exponential
-from score_sde.samplers.exponential import Node
 from score_sde.samplers.linear import LinearSolver, Tape, Vector
 from score_sde.samplers.schedule import Level, Schedule
 from score_sde.sde import Process
@@ -66,7 +67,7 @@ class SASolver(LinearSolver):
         start = int(self.convergence) - 1  # the order of single steps to start with, where no τ is
         inside = dpm_solver.inside(schedule, levels[: start + 1], max(1, start))
         nodes = [exponential.evaluate(tape, "data", x, levels[0])]
-        for n, (t, s) in enumerate(zip(levels, levels[1:], strict=False)):
+        for n, (t, s) in enumerate(itertools.pairwise(levels)):
             last = n == len(levels) - 2
             eta = self.tau if self.low <= t.sigma_bar <= self.high else 0.0
             single = len(nodes) + (c > 0 and not last) < start and not self.stochastic

@@ -1,12 +1,13 @@
 r"""SEEDS-2: a stochastic exponential Runge–Kutta method of two stages, of weak order 2.
 
-Of the reverse process with stochasticity η > 0, from t by the middle m (in λ) to s, in the exact steps of `exponential`,
+Of the reverse process with stochasticity η > 0, from t by the middle m (in λ) to s, in the exact steps of
+`exponential`,
 
     u    =  step from t to m with D_t            + noise n₁
     x_s  =  step from t to s with D(u, m)        + noise n₂ + e^{−η² (λ_s − λ_m)} (σ_s/σ_m) n₁
 
-both stages on one path of the noise: what n₁ becomes at s is part of x_s. So D(u, m) holds what half a step of noise does
-to D, which is what an average over the step must hold: covariances come out right to O(h³) a step, as means do.
+both stages on one path of the noise: what n₁ becomes at s is part of x_s. So D(u, m) holds what half a step of noise
+does to D, which is what an average over the step must hold: covariances come out right to O(h³) a step, as means do.
 
 Source: Gonzalez et al., "SEEDS: Exponential SDE Solvers for Fast High-Quality Sampling from Diffusion Models", 2023.
 """

@@ -6,16 +6,18 @@ In λ, with P the data or the noise, and "polynomial" the exact step of `exponen
     evaluate   P̂_s = P(x̂_s, s), which serves the next step as its P_t too
     correct    x_s by the polynomial through P̂_s as well, from the same x_t
 
-The paper's coefficients solve R(h) a B(h) = φ(h). Where they are solved B cancels, and what is left is this polynomial; B
-remains in the two cases in which the paper takes a = ½ instead, the predictor of p = 2 and the corrector of p = 1:
+The paper's coefficients solve R(h) a B(h) = φ(h). Where they are solved B cancels, and what is left is this
+polynomial; B remains in the two cases in which the paper takes a = ½ instead, the predictor of p = 2 and the
+corrector of p = 1:
 
     decay x_t + whole P_t + scale B ½ (P_j − P_t) h/(λ_j − λ_t),     B = h ("bh1") or |1 − e^{−h}|, |e^h − 1| ("bh2")
 
-The last step is not corrected: there is no evaluation at t_min. Its error, O(h^{p+1}) once, keeps the order. Source: Zhao
-et al., "UniPC", 2023, algorithms 1 and 2, and its code.
+The last step is not corrected: there is no evaluation at t_min. Its error, O(h^{p+1}) once, keeps the order. Source:
+Zhao et al., "UniPC", 2023, algorithms 1 and 2, and its code.
 """
 
 import dataclasses
+import itertools
 
 from score_sde.errors import Checks
 from score_sde.samplers import dpm_solver, exponential
@@ -71,7 +73,7 @@ class UniPC(LinearSolver):
         start = self.order - 1 + self.corrector  # the order of single steps to start with
         inside = dpm_solver.inside(schedule, levels[: self.order], max(1, start) if self.order > 2 else 1)
         nodes = [exponential.evaluate(tape, self.prediction, x, levels[0])]
-        for n, (t, s) in enumerate(zip(levels, levels[1:], strict=False)):
+        for n, (t, s) in enumerate(itertools.pairwise(levels)):
             last = n == len(levels) - 2
             single = start_order(self.order, len(nodes), self.start) > 0
             if single:

@@ -4,6 +4,7 @@ One `diffrax` solve per sample under `vmap`, of Tsitouras' 5(4) pair unless anot
 depend on the batch that it is in. Local error is controlled in the root-mean-square norm of one sample's state.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,23 +25,13 @@ FIRST_STEP = 0.01  # of the interval; a first step that is too long is rejected 
 class _CountFirstAttempts(diffrax.AbstractAdaptiveStepSizeController):
     """A controller that also counts the attempts at the first step, the accepted one included."""
 
+    rtol: Any  # the controller's, from which an implicit method takes its own
+    atol: Any
+    norm: Any
     controller: diffrax.PIDController
 
-    # What an implicit method takes its own tolerances from.
-    @property
-    def rtol(self):
-        return self.controller.rtol
-
-    @property
-    def atol(self):
-        return self.controller.atol
-
-    @property
-    def norm(self):
-        return self.controller.norm
-
     def wrap(self, direction):
-        return _CountFirstAttempts(self.controller.wrap(direction))
+        return dataclasses.replace(self, controller=self.controller.wrap(direction))
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         t_next, state = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
@@ -84,7 +75,10 @@ def integrate(
     # "First same as last": an attempted step takes its first stage from the step before. Before any step was accepted
     # there is none before: each attempt at the first step evaluates all stages.
     solver = METHODS[method]()
-    stages = solver.tableau.num_stages - int(solver.tableau.fsal)
+    tableau = solver.tableau
+    assert isinstance(tableau, diffrax.ButcherTableau)
+    stages = tableau.num_stages - int(tableau.fsal)
+    controller = diffrax.PIDController(rtol=rtol, atol=atol)
 
     def solve(y, args):
         solution = diffrax.diffeqsolve(
@@ -95,7 +89,7 @@ def integrate(
             dt0=FIRST_STEP * (t_1 - t_0),
             y0=y,
             args=args,
-            stepsize_controller=_CountFirstAttempts(diffrax.PIDController(rtol=rtol, atol=atol)),
+            stepsize_controller=_CountFirstAttempts(rtol, atol, controller.norm, controller),
             saveat=diffrax.SaveAt(t1=True, controller_state=True),
             adjoint=diffrax.ForwardMode(),
             max_steps=max_steps,
@@ -106,7 +100,7 @@ def integrate(
         finite = jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), last))
         last = jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), last)
         _, first_attempts, _ = solution.controller_state
-        evaluations = stages * solution.stats["num_steps"] + int(solver.tableau.fsal) * first_attempts
+        evaluations = stages * solution.stats["num_steps"] + int(tableau.fsal) * first_attempts
         return Solution(last, evaluations, failed | ~finite)
 
     return jax.vmap(solve)(y_0, arguments)

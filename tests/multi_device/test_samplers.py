@@ -1,4 +1,4 @@
-"""A sample depends on (seed, index) alone: by itself, among 64, and with the 64 on 8 devices. In one process of its own."""
+"""A sample depends on (seed, index) alone: by itself, among 64, and with the 64 on 8 devices. In its own process."""
 
 import json
 import subprocess

@@ -179,7 +179,7 @@ class Bench:
         compiled = jitted.lower(problem.params, plan, *arguments).compile()
         seconds = time.perf_counter() - begin
         # Once with no steps at all, so that no cell's seconds hold what only a program's first call takes.
-        jax.block_until_ready(compiled(problem.params, plan._replace(count=0 * plan.count), *arguments))
+        jax.block_until_ready(compiled(problem.params, plan._replace(passes=0 * plan.passes), *arguments))
         return Program(compiled, seconds, _memory(compiled), made_for)
 
     def _path(self, cell: Cell) -> Path:

@@ -84,7 +84,7 @@ def evaluations(sampler: Sampler, plan: Plan) -> int:
     """What a run along the plan will spend on each sample."""
     per_row = 1 if isinstance(sampler.solver, LinearSolver) else sampler.solver.evaluations_per_step
     assert per_row is not None
-    return int(plan.count) * per_row + (sampler.last == "denoise")
+    return int(plan.passes) * per_row + (sampler.last == "denoise")
 
 
 def command(experiment: Experiment, cell: Cell) -> str:
