@@ -70,6 +70,7 @@ def get_config(variant: str = "vp") -> ConfigDict:
         )
     config.compare = ConfigDict({"num_samples": 256, "batch_size": 128})
     config.likelihood = ConfigDict({"batch_size": 128, "rtol": 1e-3, "atol": 1e-3, "repeats": 1, "noise_images": 64})
+    config.likelihood.bound_draws = 16  # a tenth of a single draw's standard error
     config.mesh = ConfigDict({"data": -1})
     config.lock()
     return config

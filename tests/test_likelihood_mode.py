@@ -80,6 +80,15 @@ class TestSplits:
         assert figures["conditional"] is False
         assert figures["seconds"] > 0
 
+    def test_draws_of_the_bound_share_out_its_times(self, finished, workdir):
+        """The times of one image's 16 draws are spread evenly: what they leave is less than a quarter, 1/√16."""
+        many = json.loads((finished / "reports" / "likelihood.json").read_text())
+        assert many["bound_draws"] == 16
+        one, _ = likelihood(workdir, "--config.likelihood.bound_draws=1")
+        many, one = many["test"]["bound"], one["test"]["bound"]
+        assert many["standard_error"] < one["standard_error"] / 5
+        assert abs(many["bits_per_dim"] - one["bits_per_dim"]) < 5 * one["standard_error"]
+
     def test_report_shows_the_bound(self, finished):
         page = (finished / "reports" / "report.html").read_text()
         for word in ("the test split", "evidence bound", "reconstruction", "rademacher"):
