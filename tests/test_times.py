@@ -203,20 +203,22 @@ def test_low_discrepancy_puts_one_in_each_part():
 # --- the variance of an estimate --------------------------------------------------------------------------------------
 
 BATCHES, BATCH = 1500, 32
-CONSTANT_RATE = ("ve", "smld")  # log_snr is linear in t: importance sampling is uniform
+DOMAINS = {"kept from the ends": levels.process, "as shipped": lambda name: PROCESSES[name]()}
+LINEAR = ("ve", "smld")  # log_snr in t: importance sampling is uniform
 
 
 @functools.cache
-def _estimates(name):
+def _estimates(name, domain="kept from the ends"):
     """Losses `(BATCHES, BATCH)`, weighted for the likelihood, at the exact network of Gaussian data, by how times are
     drawn."""
-    sde = levels.process(name)
+    sde = DOMAINS[domain](name)
     denoiser = Denoiser(sde=sde, function=lambda x, t, condition: levels.exact_epsilon(sde, x, t), prediction="epsilon")
     schemes = {
         "uniform": Times(TIMES["uniform"]()),
         "importance": Times(TIMES["importance"]()),
-        "low_discrepancy": Times(TIMES["uniform"](), low_discrepancy=True),
     }
+    if domain == "kept from the ends":
+        schemes["low_discrepancy"] = Times(TIMES["uniform"](), low_discrepancy=True)
 
     def losses(keys):
         x_0 = levels.MEAN + levels.STD * rng.normal(rng.child(keys, 2), levels.SHAPE)
@@ -231,10 +233,10 @@ def _estimates(name):
     return {key: np.asarray(value, np.float64) for key, value in jax.jit(jax.vmap(losses))(keys).items()}
 
 
-def _moments(name, scheme):
+def _moments(name, scheme, domain="kept from the ends"):
     """Mean and variance of one estimate, in closed form: E L = E_t w v, E L² = (1 + 2/D) E_t w² v², over the scheme's
     own times and with its factor in w."""
-    sde = levels.process(name)
+    sde = DOMAINS[domain](name)
     at = levels.nodes(sde)
     weight = 0.5 * (sde.T - sde.t_min) * at.rate
     mean = at.weights @ (weight * at.error)
@@ -243,25 +245,26 @@ def _moments(name, scheme):
     return mean, square - mean**2
 
 
+@pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("name", NAMES)
-def test_importance_sampling_has_the_same_mean_and_less_variance(name):
+def test_importance_sampling_has_the_same_mean_and_less_variance(name, domain):
     """Of the likelihood objective; both are printed. The variances are those of the closed form, too."""
-    estimates = _estimates(name)
-    variance = {}
+    estimates, found, exact = _estimates(name, domain), {}, {}
     for scheme in ("uniform", "importance"):
-        mean, variance[scheme] = _moments(name, scheme)
+        mean, exact[scheme] = _moments(name, scheme, domain)
         values = estimates[scheme].reshape(-1)
-        assert levels.close(values, mean)
-        assert levels.close((values - mean) ** 2, variance[scheme])
-    found = {scheme: estimates[scheme].var() for scheme in variance}
-    text = f"{name}: variance uniform {found['uniform']:.4g}, importance {found['importance']:.4g}"
-    print(text)
-    if name in CONSTANT_RATE:
-        assert variance["importance"] == pytest.approx(variance["uniform"], rel=1e-9), text
-        assert found["importance"] == pytest.approx(found["uniform"], rel=1e-3), text
+        # The standard error is the closed form's: down to t_min = 1e-5, a few of the draws make most of the sample's.
+        assert abs(values.mean() - mean) < 5 * np.sqrt(exact[scheme] / values.size)
+        assert levels.close((values - mean) ** 2, exact[scheme])
+        found[scheme] = values.var()
+        print(f"{name} {domain}, {scheme}: mean {values.mean():.4g}, variance {found[scheme]:.4g}; exactly", end=" ")
+        print(f"{mean:.4g}, {exact[scheme]:.4g}")
+    if name in LINEAR or (name, domain) == ("vdm", "as shipped"):  # which begins linear, but for 1e-3
+        assert exact["importance"] == pytest.approx(exact["uniform"], rel=1e-9 if name in LINEAR else 1e-3)
+        assert found["importance"] == pytest.approx(found["uniform"], rel=1e-3)
     else:
-        assert variance["importance"] < variance["uniform"], text
-        assert found["importance"] < found["uniform"], text
+        assert exact["importance"] < exact["uniform"]
+        assert found["importance"] < found["uniform"]
 
 
 @pytest.mark.parametrize("name", NAMES)
