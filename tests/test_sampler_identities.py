@@ -102,7 +102,10 @@ IDENTITIES = {
         ("sa_solver", {"predictor_order": 2, "corrector_order": 0, "tau": 0.0}),
         ("dpmpp_2m", {"form": "taylor"}),
     ),
-    "SA(3, 0) is 3M": (("sa_solver", {"predictor_order": 3, "corrector_order": 0, "tau": 0.0}), ("dpmpp_3m", {"form": "taylor"})),
+    "SA(3, 0) is 3M": (
+        ("sa_solver", {"predictor_order": 3, "corrector_order": 0, "tau": 0.0}),
+        ("dpmpp_3m", {"form": "taylor"}),
+    ),
     "SA without τ in reach is SA(τ = 0)": (
         ("sa_solver", {"predictor_order": 2, "corrector_order": 2, "low": 1e9, "high": 1e10}),
         ("sa_solver", {"predictor_order": 2, "corrector_order": 2, "tau": 0.0}),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import program
-from tests.solving import CASES, label
+from tests.solving import FIRST, label
 
 SCRIPT = """
 import json, sys
@@ -17,7 +17,6 @@ environment.prepare()
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from score_sde import rng
-from score_sde.samplers import SOLVERS, Sampler
 from tests import solving
 
 assert jax.device_count() == 8
@@ -33,7 +32,7 @@ def draw(keys):
     return sde.sigma(jnp.float32(sde.T)) * rng.normal(rng.child(keys, 0), (3,))
 
 
-for name, options in solving.CASES:
+for name, options in solving.FIRST:
     solver = solving.solver_of(name, options)
     wide = solving.is_adaptive(solver)
     with jax.enable_x64(wide):  # rounding may move the error of a step across the tolerance
@@ -73,7 +72,7 @@ def results() -> dict[str, dict[str, float]]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("case", [label(*case) for case in CASES])
+@pytest.mark.parametrize("case", [label(*case) for case in FIRST])
 def test_a_sample_does_not_depend_on_its_batch_or_devices(case, results):
     found = results[case]
     assert found["distinct"] == 64
