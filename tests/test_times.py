@@ -203,12 +203,13 @@ def test_low_discrepancy_puts_one_in_each_part():
 # --- the variance of an estimate --------------------------------------------------------------------------------------
 
 BATCHES, BATCH = 1500, 32
-DOMAINS = {"kept from the ends": levels.process, "as shipped": lambda name: PROCESSES[name]()}
+KEPT = "kept from the ends"
+DOMAINS = {KEPT: levels.process, "as shipped": lambda name: PROCESSES[name]()}
 LINEAR = ("ve", "smld")  # log_snr in t: importance sampling is uniform
 
 
 @functools.cache
-def _estimates(name, domain="kept from the ends"):
+def _estimates(name, domain):
     """Losses `(BATCHES, BATCH)`, weighted for the likelihood, at the exact network of Gaussian data, by how times are
     drawn."""
     sde = DOMAINS[domain](name)
@@ -217,7 +218,7 @@ def _estimates(name, domain="kept from the ends"):
         "uniform": Times(TIMES["uniform"]()),
         "importance": Times(TIMES["importance"]()),
     }
-    if domain == "kept from the ends":
+    if domain == KEPT:
         schemes["low_discrepancy"] = Times(TIMES["uniform"](), low_discrepancy=True)
 
     def losses(keys):
@@ -233,7 +234,7 @@ def _estimates(name, domain="kept from the ends"):
     return {key: np.asarray(value, np.float64) for key, value in jax.jit(jax.vmap(losses))(keys).items()}
 
 
-def _moments(name, scheme, domain="kept from the ends"):
+def _moments(name, scheme, domain):
     """Mean and variance of one estimate, in closed form: E L = E_t w v, E L² = (1 + 2/D) E_t w² v², over the scheme's
     own times and with its factor in w."""
     sde = DOMAINS[domain](name)
@@ -270,8 +271,8 @@ def test_importance_sampling_has_the_same_mean_and_less_variance(name, domain):
 @pytest.mark.parametrize("name", NAMES)
 def test_low_discrepancy_has_the_same_mean_and_less_variance(name):
     """Of a batch's mean: it loses most of what comes from where the times lie, Var_t E L, and keeps E_t Var L."""
-    estimates = _estimates(name)
-    mean, variance = _moments(name, "uniform")
+    estimates = _estimates(name, KEPT)
+    mean, variance = _moments(name, "uniform", KEPT)
     batch = {scheme: estimates[scheme].mean(axis=1) for scheme in ("uniform", "low_discrepancy")}
     found = {scheme: values.var() for scheme, values in batch.items()}
     text = f"{name}: variance of a batch independent {found['uniform']:.4g}, spread {found['low_discrepancy']:.4g}"
