@@ -19,7 +19,7 @@ from score_sde.denoiser import Parameterisation
 from score_sde.distributed.mesh import MeshSettings, check_batch_size
 from score_sde.errors import UserError, closest
 from score_sde.experiment.base import Compare, Evaluation, Experiment, Likelihood, Sampling
-from score_sde.experiment.comparison.grids import usual_grid
+from score_sde.experiment.comparison.cells import usual_grid
 from score_sde.experiment.workdir import Workdir
 from score_sde.losses import OBJECTIVES, TIMES, WEIGHTINGS, TimeOptions
 from score_sde.models import NETWORKS, Network
@@ -264,10 +264,9 @@ def _samplers(
 def _on_usual_grids(
     samplers: dict[str, Sampler], sections: dict[str, dict[str, Any]], process: Process
 ) -> dict[str, Sampler]:
-    """The samplers, those whose section names no grid on the usual one of their solver."""
+    """The samplers, those whose section names no grid on the usual one of the process."""
     free = [name for name in samplers if not {"grid", "times"} & sections.get(name, {}).keys()]
-    usual = {name: usual_grid(samplers[name].solver, process) for name in free}
-    return samplers | {name: dataclasses.replace(samplers[name], grid=grid) for name, grid in usual.items()}
+    return samplers | {name: dataclasses.replace(samplers[name], grid=usual_grid(process)) for name in free}
 
 
 def _sampler(

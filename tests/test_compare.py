@@ -305,14 +305,14 @@ def test_the_pareto_front():
     assert pareto([], [], "lower") == []
 
 
-def test_usual_grids_are_for_processes_that_have_them(tmp_path):
+def test_the_usual_grid_is_one_that_the_process_has(tmp_path):
     config = digits.get_config().to_dict() | {"samplers": {}, "compare": {"samplers": ("unipc", "edm", "pc")}}
     made = lambda sde, **rest: build.build({**config, "sde": sde, **rest}, {}, tmp_path, "").compared
     grids = lambda compared: [sampler.grid for sampler in compared.values()]
-    assert grids(made({"name": "vp"})) == ["log_snr", "karras", "uniform"]
+    assert grids(made({"name": "vp"})) == ["log_snr"] * 3
     assert grids(made({"name": "vp", "zero_terminal_snr": True})) == ["uniform"] * 3
     assert grids(made({"name": "cld"})) == ["uniform"] * 3
     own = made({"name": "vp"}, samplers={"unipc": {"grid": "cosine"}, "edm": {"churn": 3.0}})
-    assert grids(own) == ["cosine", "karras", "uniform"]
+    assert grids(own) == ["cosine", "log_snr", "log_snr"]
     with pytest.raises(UserError, match=r"samplers\.edm: churn"):
         made({"name": "vp"}, samplers={"edm": {"churn": -1.0}})

@@ -11,9 +11,8 @@ from typing import Any
 
 from score_sde.errors import UserError
 from score_sde.experiment.base import Experiment
-from score_sde.experiment.comparison.grids import solver_name
-from score_sde.samplers import LinearSolver, Plan, Sampler
-from score_sde.sde import Process
+from score_sde.samplers import SOLVERS, LinearSolver, Plan, Sampler, Solver
+from score_sde.sde import SDE, Process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,19 @@ class Cell:
         """All of them, as plain data."""
         rest = {field: getattr(self.sampler, field) for field in ("grid", "rho", "steps", "times", "last")}
         return {"solver": solver_name(self.sampler.solver), **dataclasses.asdict(self.sampler.solver), **rest}
+
+
+def solver_name(solver: Solver) -> str:
+    """Its row of `SOLVERS`."""
+    return next(name for name, cls in SOLVERS.items() if cls is type(solver))
+
+
+def usual_grid(process: Process) -> str:
+    """The grid of samplers whose section names none: uniform in λ, where the process has a finite one at T.
+
+    No other one is as good for every kind of solver on processes as unlike as VP and VE: docs/compare.md has figures.
+    """
+    return "log_snr" if isinstance(process, SDE) and not process.ends_in_noise else "uniform"
 
 
 def all_cells(experiment: Experiment) -> list[Cell]:

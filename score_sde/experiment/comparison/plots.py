@@ -74,7 +74,7 @@ def _draw_line(axes: Any, line: Line, number: int, better: str) -> None:
         low, high = mean / growth, mean * growth
     else:
         low, high = mean - spread, mean + spread
-    axes.fill_between(line.cost, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.fill_between(line.cost, low, high, color=color, alpha=0.1, linewidth=0)
     style, marker = "--" if line.dashed else "-", MARKERS[number % len(MARKERS)]
     axes.plot(line.cost, mean, style, color=color, marker=marker, markersize=5, linewidth=1.4, label=line.name)
 
