@@ -26,7 +26,7 @@ def x_of(keys, dtype=jnp.float32):
     return rng.normal(keys, (3,)).astype(dtype)
 
 
-# Each of these is a program of its own, by the loop or by the sizes of its plan: what `run` does is the same for others.
+# Each of these is a program of its own, by the loop or by the sizes of its plan: `run` does the same for the others.
 LOOPS = ["euler_maruyama", "ddim", "heun", "rk4", "sde_dpmpp_3m", "pc", "ode", "adaptive_sde"]
 every_loop = solving.parametrize([case for case in solving.FIRST if case[0] in LOOPS])
 COUNT = 4
@@ -136,7 +136,7 @@ def test_the_network_stands_in_the_program_once(solver):
     assert _equations(program.jaxpr, []).count("atan2") == 1
 
 
-# --- what a sample depends on (and see multi_device/test_samplers.py) ----------------------------------------------------------------------------------------
+# --- what a sample depends on (and see multi_device/test_samplers.py) ------------------------------------------------
 
 
 def test_norms_of_the_batch_depend_on_it():
