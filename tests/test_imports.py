@@ -26,6 +26,7 @@ ALLOWED = {
     "augmented_likelihood": "errors typing rng sde augmented",
     "losses": "errors typing rng sde denoiser augmented",
     "likelihood": "errors typing rng sde denoiser",
+    "oracles": "errors typing rng sde denoiser",
     "samplers": "errors typing rng sde denoiser augmented",
     "oracles": "errors typing rng sde denoiser",
     "guidance": "errors typing rng sde denoiser",

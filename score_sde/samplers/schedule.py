@@ -46,11 +46,10 @@ class Schedule:
 
     @staticmethod
     def of(sde: SDE) -> "Schedule":
-        """Shared between calls for the same process."""
-        try:
-            return _shared(sde)
-        except TypeError:  # bound to learned parameters: arrays have no hash
-            return Schedule(sde)
+        """Shared between calls for the same process; of a learned one, which equals itself at other parameters, for
+        the very same object.
+        """
+        return _shared(_Same(sde) if sde.learned else sde)
 
     def at(self, times: Any) -> list[Level]:
         """The levels at some times."""
@@ -92,9 +91,22 @@ class Schedule:
         return jax.jit(lambda log_snr: (self.sde.time_of_log_snr(log_snr),))
 
 
+class _Same:
+    """A process that equals itself alone."""
+
+    def __init__(self, sde: SDE) -> None:
+        self.sde = sde
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.sde is other.sde
+
+    def __hash__(self) -> int:
+        return id(self.sde)
+
+
 @functools.lru_cache(maxsize=64)
-def _shared(sde: SDE) -> Schedule:
-    return Schedule(sde)
+def _shared(key: "SDE | _Same") -> Schedule:
+    return Schedule(key.sde if isinstance(key, _Same) else key)
 
 
 def on_host(function: Any, points: Numbers, outputs: int) -> list[Numbers]:
