@@ -28,7 +28,6 @@ ALLOWED = {
     "likelihood": "errors typing rng sde denoiser",
     "oracles": "errors typing rng sde denoiser",
     "samplers": "errors typing rng sde denoiser augmented",
-    "oracles": "errors typing rng sde denoiser",
     "guidance": "errors typing rng sde denoiser",
     "models": "errors typing rng",
     "data": "errors typing rng",
