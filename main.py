@@ -43,13 +43,11 @@ def parse(
         overrides[flag.removeprefix("--config.")] = value
     with Checks() as check:
         check.name("mode", flags.mode, (*modes, *alone))
+        wanted = flags.mode not in alone
         for name in ("config", "workdir"):
-            given = bool(getattr(flags, name))
-            if flags.mode in alone:
-                check.that(not given, f"--mode={flags.mode} takes no --{name}")
-            else:
-                check.that(given, f"--{name} is missing; see python main.py --help")
-        check.that(flags.mode not in alone or not overrides, f"--mode={flags.mode} takes no config keys")
+            missing = f"--{name} is missing; see python main.py --help"
+            check.that(bool(getattr(flags, name)) == wanted, missing if wanted else f"{flags.mode} takes no --{name}")
+        check.that(wanted or not overrides, f"{flags.mode} takes no --config keys")
     return flags, overrides
 
 
