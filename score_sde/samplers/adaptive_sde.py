@@ -18,7 +18,6 @@ path: Kidger, "On Neural Differential Equations", 2021, sec. 5.5, by `diffrax`.
 import dataclasses
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,11 +28,11 @@ from score_sde.denoiser import Denoiser
 from score_sde.errors import Checks, UserError
 from score_sde.samplers.base import Carry, Grid, Plan, Solver
 from score_sde.sde import Process
+from score_sde.sde.brownian import FINEST, BrownianPath
 from score_sde.typing import Condition, Data, Keys
 
 SAFETY, EXPONENT = 0.9, 0.9
 FIRST_STEP = 0.01  # of the interval, as in the paper
-FINEST = 2.0**-20  # of the interval: the resolution of the path
 
 
 class Row(NamedTuple):
@@ -99,7 +98,7 @@ class AdaptiveSDE(Solver):
     def _solve(
         self, denoiser: Denoiser, x: Data, t: Array, s: Array, key: Key[Array, ""], condition: Condition
     ) -> _State:
-        path = diffrax.VirtualBrownianTree(s, t, FINEST * (t - s), jax.ShapeDtypeStruct(x.shape, x.dtype), key)
+        path = BrownianPath(s, t, x, key)
         sde, condition = denoiser.sde, jax.tree.map(lambda leaf: leaf[None], condition)
 
         def drift_and_diffusion(x: Array, t: Array) -> tuple[Array, Array]:
@@ -111,7 +110,7 @@ class AdaptiveSDE(Solver):
             next_t = jnp.maximum(state.t - state.h, s)
             last = state.t - state.h <= s + FINEST * (t - s)
             next_t = jnp.where(last, s, next_t)
-            h, change = state.t - next_t, path.evaluate(next_t, state.t)
+            h, change = state.t - next_t, path.change(next_t, state.t)
             drift, g = drift_and_diffusion(state.x, state.t)
             first = state.x - h * drift - g * change
             drift, g = drift_and_diffusion(first, next_t)
