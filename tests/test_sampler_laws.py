@@ -5,7 +5,6 @@ Langevin moves, which have no order, and the adaptive SDE, whose steps are its o
 
 import functools
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 
 from score_sde import oracles, rng
 from score_sde.samplers import LinearSolver, Sampler, run
+from score_sde.sde.brownian import BrownianPath
 from tests import solving
 from tests.solving import MEAN, MILD, SCALAR, STD, every_process, keys_of, solver_of
 
@@ -143,8 +143,8 @@ def test_the_paths_noise_does_not_depend_on_the_steps():
     keys = keys_of(4096)
 
     def noises(key):
-        path = diffrax.VirtualBrownianTree(0.0, 1.0, 2.0**-20, jax.ShapeDtypeStruct((), jnp.float32), key)
-        return jnp.stack([path.evaluate(a, b) for a, b in ((0.3, 0.7), (0.3, 0.4), (0.4, 0.55), (0.55, 0.7))])
+        path = BrownianPath(0.0, 1.0, jnp.zeros(()), key)
+        return jnp.stack([path.change(a, b) for a, b in ((0.3, 0.7), (0.3, 0.4), (0.4, 0.55), (0.55, 0.7))])
 
     whole, *parts = np.asarray(jax.jit(jax.vmap(noises))(keys)).T
     np.testing.assert_allclose(whole, np.sum(parts, axis=0), rtol=0, atol=1e-5)
