@@ -19,7 +19,6 @@ from score_sde.denoiser import Parameterisation
 from score_sde.distributed.mesh import MeshSettings, check_batch_size
 from score_sde.errors import UserError, closest
 from score_sde.experiment.base import Compare, Evaluation, Experiment, Likelihood, Sampling
-from score_sde.experiment.comparison.cells import usual_grid
 from score_sde.experiment.workdir import Workdir
 from score_sde.losses import OBJECTIVES, TIMES, WEIGHTINGS, TimeOptions
 from score_sde.models import NETWORKS, Network
@@ -134,7 +133,10 @@ def build(config: dict[str, Any], overrides: dict[str, str], workdir: Path, comm
         source=objects["data"],
         network=network,
         samplers=samplers,
-        compared=_on_usual_grids(compared, raw["samplers"], sampling_sde),
+        compared=compared,
+        without_grid=frozenset(
+            name for name in compared if not {"grid", "times"} & raw["samplers"].get(name, {}).keys()
+        ),
         **{name: objects[name] for name in (*SETTINGS, *TABLES) if name not in PLACED},
         sampling_sde=sampling_sde,
         mesh=mesh,
@@ -259,14 +261,6 @@ def _samplers(
             samplers[name] = sampler
             resolved[name] = {"solver": solver_name, **settings}
     return samplers, resolved
-
-
-def _on_usual_grids(
-    samplers: dict[str, Sampler], sections: dict[str, dict[str, Any]], process: Process
-) -> dict[str, Sampler]:
-    """The samplers, those whose section names no grid on the usual one of the process."""
-    free = [name for name in samplers if not {"grid", "times"} & sections.get(name, {}).keys()]
-    return samplers | {name: dataclasses.replace(samplers[name], grid=usual_grid(process)) for name in free}
 
 
 def _sampler(

@@ -234,7 +234,7 @@ def test_bad_names_are_refused():
         (lambda: sde.covariance(jnp.ones(1), "v_0"), "start"),
         (lambda: AugmentedDenoiser(sde=sde, function=lambda *_: 0, prediction="noise"), "prediction"),
         (lambda: Hybrid(given="v_0"), "start"),
-        (lambda: AugmentedEulerMaruyama(denoiser=cld.denoiser(sde), eta=-1.0), "eta"),
+        (lambda: AugmentedEulerMaruyama(eta=-1.0), "eta"),
     ):
         with pytest.raises(UserError, match=named):
             make()

@@ -16,7 +16,7 @@ from score_sde import build
 from score_sde.errors import UserError
 from score_sde.evaluation.exact import DIRECTIONS, EXACT_METRICS, Law
 from score_sde.experiment.comparison import bench as bench_module
-from score_sde.experiment.comparison.cells import at_budget, evaluations
+from score_sde.experiment.comparison.cells import at_budget, evaluations, samplers_of
 from score_sde.experiment.comparison.plots import pareto
 from score_sde.oracles import gaussian
 from score_sde.samplers import SOLVERS, Sampler
@@ -307,7 +307,7 @@ def test_the_pareto_front():
 
 def test_the_usual_grid_is_one_that_the_process_has(tmp_path):
     config = digits.get_config().to_dict() | {"samplers": {}, "compare": {"samplers": ("unipc", "edm", "pc")}}
-    made = lambda sde, **rest: build.build({**config, "sde": sde, **rest}, {}, tmp_path, "").compared
+    made = lambda sde, **rest: samplers_of(build.build({**config, "sde": sde, **rest}, {}, tmp_path, ""))
     grids = lambda compared: [sampler.grid for sampler in compared.values()]
     assert grids(made({"name": "vp"})) == ["log_snr"] * 3
     assert grids(made({"name": "vp", "zero_terminal_snr": True})) == ["uniform"] * 3

@@ -46,7 +46,7 @@ OVERRIDES = {
     "weighting": (["--config.weighting.name=sigma"], ["weighting.name", "'sigma'", "did you mean 'sigma2'"]),
     "weighting's key": (["--config.weighting.gama=1"], ["weighting.gama"]),
     "times": (["--config.times.name=log_norml"], ["times.name", "'log_norml'", "did you mean 'log_normal'"]),
-    "times's value": (["--config.times.name=log_normal", "--config.times.std=0"], ["times", "std must be positive"]),
+    "times's value": (["--config.times.name=log_normal", "--config.times.std=0"], ["times", "std must lie in"]),
     "sampling process": (["--config.sampling_sde.name=edn"], ["sampling_sde.name", "'edn'", "did you mean 'edm'"]),
     "half-life": (["--config.training.ema_half_lives=0 steps"], ["ema_half_lives must be more than 0"]),
     "half-life without unit": (["--config.training.ema_half_lives=70"], ["training.ema_half_lives", "steps, epochs"]),

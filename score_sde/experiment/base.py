@@ -194,6 +194,7 @@ class Experiment:
     evaluation: Evaluation
     compare: Compare
     compared: dict[str, Sampler]
+    without_grid: frozenset[str]  # of those to compare, whose section chooses no grid
 
     @property
     def levels(self) -> Levels:

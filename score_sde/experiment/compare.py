@@ -12,7 +12,7 @@ from score_sde.errors import RunFailed, UserError
 from score_sde.experiment.base import Experiment
 from score_sde.experiment.comparison import problem, report
 from score_sde.experiment.comparison.bench import Bench, Result
-from score_sde.experiment.comparison.cells import Cell, all_cells
+from score_sde.experiment.comparison.cells import Cell, all_cells, samplers_of
 from score_sde.rng import SEEDS
 from score_sde.training.interrupt import Interrupted, StopRequest
 from score_sde.writers import Progress, say
@@ -23,7 +23,7 @@ GUESS = 100  # evaluations of a sampler that chooses its steps itself, for the p
 def check(experiment: Experiment) -> None:
     """Raises UserError that names everything that cannot be compared."""
     parts: list[tuple[str, Callable[[], object]]] = [("", functools.partial(problem.check, experiment))]
-    for name, sampler in experiment.compared.items():
+    for name, sampler in samplers_of(experiment).items():
         one_step = dataclasses.replace(sampler, steps=1)
         parts.append((f"{name}: ", functools.partial(one_step.check_process, experiment.sampling_sde)))
     problems = []

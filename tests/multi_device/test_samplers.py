@@ -15,13 +15,12 @@ import json, sys
 from score_sde.distributed import environment
 environment.prepare()
 import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from score_sde import rng
+from score_sde.distributed.mesh import MeshSettings, by_batch
 from tests import solving
 
 assert jax.device_count() == 8
-mesh = jax.make_mesh((8,), ("data",))
-spread, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+spread = by_batch(MeshSettings().build())
 sde, oracle = solving.MILD["vp"], solving.BIMODAL_3
 denoiser, keys, results = oracle.denoiser(sde), solving.keys_of(64), {}
 one = jax.devices()[0]

@@ -52,11 +52,18 @@ def usual_grid(process: Process) -> str:
     return "log_snr" if isinstance(process, SDE) and not process.ends_in_noise else "uniform"
 
 
+def samplers_of(experiment: Experiment) -> dict[str, Sampler]:
+    """The samplers to compare, those whose section chooses no grid on the usual one of the process."""
+    usual = usual_grid(experiment.sampling_sde)
+    chosen = experiment.compared
+    return chosen | {name: dataclasses.replace(chosen[name], grid=usual) for name in experiment.without_grid}
+
+
 def all_cells(experiment: Experiment) -> list[Cell]:
     """One sampler after the other, each from few evaluations to many."""
     compare, sde = experiment.compare, experiment.sampling_sde
     cells = []
-    for name, sampler in experiment.compared.items():
+    for name, sampler in samplers_of(experiment).items():
         if sampler.solver.evaluations_per_step is None:
             cells += [_at_tolerance(name, sampler, each) for each in sorted(compare.tolerance_factors, reverse=True)]
         elif sampler.times:
