@@ -9,7 +9,8 @@ With F(x, t) = f x − g² score, h the step and ΔW = W_t − W_{t−h} of one 
 A step with E ≤ 1 is taken, to x″; h is multiplied by safety · E^{−exponent}. The published algorithm draws new noise
 for a step that is tried again: the noises that are kept are then those that lead to small errors, and the law of the
 samples is wrong however small the tolerance. Here the path is fixed: it is queried (a virtual Brownian tree), and
-what a shorter step finds on it is a part of what the longer one found.
+what a shorter step finds on it is a part of what the longer one found. Steps are whole parts of the interval: see
+`PARTS`.
 
 Source: Jolicoeur-Martineau et al., "Gotta Go Fast When Generating Data with Score-Based Models", 2021, algorithm 1; the
 path: Kidger, "On Neural Differential Equations", 2021, sec. 5.5, by `diffrax`.
@@ -21,17 +22,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from score_sde import rng
 from score_sde.denoiser import Denoiser
 from score_sde.errors import Checks, UserError
 from score_sde.samplers.base import Carry, Grid, Plan, Solver
 from score_sde.sde import Process
-from score_sde.sde.brownian import FINEST, BrownianPath
+from score_sde.sde.brownian import BrownianPath
 from score_sde.typing import Condition, Data, Keys
 
 SAFETY, EXPONENT = 0.9, 0.9
+PARTS = 2**20  # of the interval: steps are of whole ones, as fine as the path is
 FIRST_STEP = 0.01  # of the interval, as in the paper
 
 
@@ -44,14 +46,13 @@ class Row(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Of one sample: where it is, the step to try, and what has been spent."""
+    """Of one sample: where it is, in parts of the interval, the step to try, of the interval, and what was spent."""
 
     x: Float[Array, "*shape"]
     before: Float[Array, "*shape"]
-    t: Float[Array, ""]
+    left: Int[Array, ""]
     h: Float[Array, ""]
     attempts: Int[Array, ""]
-    done: Bool[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,8 +93,9 @@ class AdaptiveSDE(Solver):
     def step(self, denoiser: Denoiser, carry: Carry, row: Row, keys: Keys, condition: Condition = None) -> Carry:
         solve = jax.vmap(lambda x, key, condition: self._solve(denoiser, x, row.t, row.s, key, condition))
         last = solve(carry.x, rng.child(keys, row.number), condition)
-        x = jnp.where(last.done.reshape(-1, *(1,) * (carry.x.ndim - 1)), last.x, jnp.nan)
-        return Carry(x, x, carry.evaluations + 2 * last.attempts, carry.failed | ~last.done)
+        done = last.left == 0
+        x = jnp.where(done.reshape(-1, *(1,) * (carry.x.ndim - 1)), last.x, jnp.nan)
+        return Carry(x, x, carry.evaluations + 2 * last.attempts, carry.failed | ~done)
 
     def _solve(
         self, denoiser: Denoiser, x: Data, t: Array, s: Array, key: Key[Array, ""], condition: Condition
@@ -107,13 +109,16 @@ class AdaptiveSDE(Solver):
             return sde.drift_coefficient(t) * x - g**2 * score, g
 
         def attempt(state: _State) -> _State:
-            next_t = jnp.maximum(state.t - state.h, s)
-            last = state.t - state.h <= s + FINEST * (t - s)
-            next_t = jnp.where(last, s, next_t)
-            h, change = state.t - next_t, path.change(next_t, state.t)
-            drift, g = drift_and_diffusion(state.x, state.t)
+            # Whole parts of the interval, rounded down to a quarter of an octave: a rough path makes any difference
+            # of rounding in a step's length a large one in the next error.
+            octaves = jnp.floor(4 * jnp.log2(jnp.maximum(state.h * PARTS, 1))) / 4
+            parts = jnp.clip(jnp.floor(2**octaves).astype(jnp.int32), 1, state.left)
+            left = state.left - parts
+            now, then = (s + (t - s) * (count.astype(t.dtype) / PARTS) for count in (state.left, left))
+            h, change = now - then, path.change(then, now)
+            drift, g = drift_and_diffusion(state.x, now)
             first = state.x - h * drift - g * change
-            drift, g = drift_and_diffusion(first, next_t)
+            drift, g = drift_and_diffusion(first, then)
             second = 0.5 * (first + state.x - h * drift - g * change)
             scale = jnp.maximum(self.atol, self.rtol * jnp.maximum(jnp.abs(first), jnp.abs(state.before)))
             error = jnp.sqrt(jnp.mean(((first - second) / scale) ** 2))
@@ -123,11 +128,11 @@ class AdaptiveSDE(Solver):
             return _State(
                 keep(second, state.x),
                 keep(first, state.before),
-                keep(next_t, state.t),
-                jnp.where(jnp.isfinite(error), factor, 0.1) * h,
+                keep(left, state.left),
+                jnp.where(jnp.isfinite(error), factor, 0.1) * (parts.astype(t.dtype) / PARTS),
                 state.attempts + 1,
-                accept & last,
             )
 
-        start = _State(x, x, t, FIRST_STEP * (t - s), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
-        return jax.lax.while_loop(lambda state: ~state.done & (state.attempts < self.max_attempts), attempt, start)
+        start = _State(x, x, jnp.asarray(PARTS, jnp.int32), jnp.full_like(t, FIRST_STEP), jnp.zeros((), jnp.int32))
+        going = lambda state: (state.left > 0) & (state.attempts < self.max_attempts)
+        return jax.lax.while_loop(going, attempt, start)
