@@ -285,5 +285,5 @@ def paths(solver: LinearSolver) -> Measured:
     spread = float(np.hypot(*(noise[-2:] / mean[-2:])) / np.log(2))
     exact_variance = TARGET.marginal(PROCESS, PROCESS.t_min).variance()[0]
     errors = np.abs(found.mean(axis=0) - exact_variance)
-    lost = bool(abs(mean[-1]) < 4 * noise[-1])
+    lost = bool(np.any(np.abs(mean[-2:]) < 4 * noise[-2:]))
     return Measured("paths", order, spread, PATH_STEPS, tuple(map(float, errors)), lost)
