@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
         try:
             flags, overrides = parse(arguments, experiment.MODES, experiment.ALONE)
             if flags.mode in experiment.ALONE:
-                experiment.ALONE[flags.mode]()
+                experiment.ALONE[flags.mode](stop)
                 return 0
             command = shlex.join(["python", "main.py", *arguments])
             built = build.build(build.load_config(flags.config), overrides, Path(flags.workdir), command)

@@ -21,7 +21,7 @@ class Mode(NamedTuple):
 
 
 # Modes of the program itself, without a config and a workdir.
-ALONE: dict[str, Callable[[], None]] = {"verify": verify.run}
+ALONE: dict[str, Callable[[StopRequest], None]] = {"verify": verify.run}
 
 MODES: dict[str, Mode] = {
     "train": Mode(train.run, train.check, lambda _: False),

@@ -13,6 +13,7 @@ from score_sde.errors import RunFailed
 from score_sde.experiment import orders
 from score_sde.experiment.orders import Measured
 from score_sde.samplers import SOLVERS, LinearSolver, Solver
+from score_sde.training.interrupt import StopRequest
 from score_sde.writers import Progress, say
 
 IN_TOLERANCE = 0.5
@@ -97,13 +98,14 @@ def good(case: Case, measured: Measured) -> bool:
     return measured.order > claim(case) - SHORT - 2 * measured.spread
 
 
-def run() -> None:
-    """Prints the table. Raises RunFailed where a solver falls short."""
+def run(stop: StopRequest) -> None:
+    """Prints the table. Raises RunFailed where a solver falls short, Interrupted after a signal."""
     start, rows, failed = time.perf_counter(), cases(), []
     width = max(len(case.title) for case in rows)
     say(f"{'solver':{width}}  measured on  claimed  measured")
     progress = Progress("verify", len(rows), done=0, unit="orders")
     for case in rows:
+        stop.check()
         measured = case.measure(case.solver)
         fine = good(case, measured)
         shown = "lost in the noise" if measured.lost else f"{measured.order:.2f}"
