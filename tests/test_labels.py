@@ -47,7 +47,7 @@ def workdir(finished, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def test_split():
+def split_for_tests():
     return SOURCES["digits"]().split("test").arrays
 
 
@@ -84,12 +84,12 @@ class TestLikelihood:
         for words in ("the test split given its labels", "p(image | its label)", "pure noise without a label"):
             assert words in page
 
-    def test_images_of_a_folder_without(self, workdir, tmp_path, test_split, capsys):
+    def test_images_of_a_folder_without(self, workdir, tmp_path, split_for_tests, capsys):
         """The same images by the same draws, in both ways: their figures differ, those of noise do not."""
         _, labelled = self.score(workdir)
         capsys.readouterr()
         (tmp_path / "mine").mkdir()
-        for number, image in enumerate(test_split["image"][:16]):
+        for number, image in enumerate(split_for_tests["image"][:16]):
             grey = np.round(image[..., 0].astype(float) * 255 / 16).astype(np.uint8)
             Image.fromarray(grey).save(tmp_path / "mine" / f"digit_{number:02d}.png")
         figures, arrays = self.score(workdir, f"--config.likelihood.data={tmp_path / 'mine'}")
@@ -205,9 +205,9 @@ class TestCoding:
 
         return given(encode), given(decode)
 
-    def test_reconstructions_are_given_the_images_labels(self, workdir, flow, test_split):
+    def test_reconstructions_are_given_the_images_labels(self, workdir, flow, split_for_tests):
         arrays = self.code(workdir, "reconstruct", 6)
-        own = test_split["label"][:6]
+        own = split_for_tests["label"][:6]
         np.testing.assert_array_equal(arrays["label"], own)
         assert arrays["error"].max() < 3e-2
         there, _ = flow
@@ -215,8 +215,8 @@ class TestCoding:
         for other in ((own + 1) % 10, np.full(6, -1)):
             assert np.all(5 * distance(own) < distance(other))
 
-    def test_interpolations_are_given_the_nearer_images_label(self, workdir, flow, test_split):
-        steps, own = 3, test_split["label"][:8].reshape(4, 2)
+    def test_interpolations_are_given_the_nearer_images_label(self, workdir, flow, split_for_tests):
+        steps, own = 3, split_for_tests["label"][:8].reshape(4, 2)
         arrays = self.code(workdir, "interpolate", 4, f"--config.sampling.interpolation_steps={steps}")
         np.testing.assert_array_equal(arrays["label"], own)
         assert np.all(own[:, 0] != own[:, 1])

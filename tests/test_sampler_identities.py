@@ -49,7 +49,7 @@ def outcome(solver: Solver, sde: SDE) -> tuple[np.ndarray, np.ndarray]:
     return solving.execute(plan, sde, solving.bimodal, level.sigma * POINTS, noise)
 
 
-def same(one: tuple[str, dict[str, Any]], other: tuple[str, dict[str, Any]], sde: SDE) -> None:
+def assert_same(one: tuple[str, dict[str, Any]], other: tuple[str, dict[str, Any]], sde: SDE) -> None:
     both = [np.stack(outcome(solver_of(*case), sde)) for case in (one, other)]
     assert np.all(np.isfinite(both[0]))
     # x/α and σ̄ ε̂ are up to 1/α ≤ 1000 larger than their difference.
@@ -117,14 +117,14 @@ IDENTITIES = {
 @every_process
 @pytest.mark.parametrize(("one", "other"), IDENTITIES.values(), ids=IDENTITIES)
 def test_identities(one, other, sde):
-    same(one, other, sde)
+    assert_same(one, other, sde)
 
 
 def test_in_edms_coordinates_time_is_sigma_bar():
     for name in ("euler", "midpoint", "heun", "rk4"):
-        same((name, {}), (name, SIGMA_BAR), EDM())
-    same(("euler", {}), ("ddim", {}), EDM())
-    same(("edm", {}), ("heun", {}), EDM())
+        assert_same((name, {}), (name, SIGMA_BAR), EDM())
+    assert_same(("euler", {}), ("ddim", {}), EDM())
+    assert_same(("edm", {}), ("heun", {}), EDM())
 
 
 @pytest.mark.parametrize("predictor", sorted(set(PREDICTORS) - {"none"}))

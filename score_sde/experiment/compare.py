@@ -6,6 +6,7 @@ a fingerprint of all that it depends on, which is never run again.
 
 import dataclasses
 import functools
+import traceback
 from collections.abc import Callable
 
 from score_sde.errors import RunFailed, UserError
@@ -84,5 +85,6 @@ def _run_one(bench: Bench, cell: Cell) -> Result:
     except Interrupted:
         raise
     except Exception as error:  # too little memory, a solver that cannot be compiled, …: not stored, so tried again
+        traceback.print_exc()  # the report has its last line alone
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Result({"status": "failed", "reason": reason}, None)

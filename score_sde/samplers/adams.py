@@ -24,7 +24,6 @@ from score_sde.samplers.exponential import Node
 from score_sde.samplers.linear import LinearSolver, Tape, Vector, combine
 from score_sde.samplers.multistep import STARTS, lowered, start_order
 from score_sde.samplers.schedule import Level, Schedule
-from score_sde.sde import Process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +32,8 @@ class AdamsBashforth(LinearSolver):
 
     order: of the method, up to `highest`. start, last_order: see `multistep`.
     """
+
+    from_pure_noise: ClassVar[bool] = False
 
     highest: ClassVar[int]
 
@@ -57,10 +58,6 @@ class AdamsBashforth(LinearSolver):
     @property
     def evaluations_per_step(self) -> int:
         return 1
-
-    def check_process(self, sde: Process) -> None:
-        super().check_process(sde)
-        dpm_solver.check_finite(sde)
 
     def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
         x, nodes = tape.start, list[Node]()

@@ -96,6 +96,7 @@ class Solver(abc.ABC):
     """
 
     processes: ClassVar[type] = SDE
+    from_pure_noise: ClassVar[bool] = True  # whether it can start where log_snr is −∞
 
     @property
     @abc.abstractmethod
@@ -120,6 +121,8 @@ class Solver(abc.ABC):
         """Raises UserError where the solver cannot run on the process."""
         hint = "use euler_maruyama, pc, ddim, ode, …" if isinstance(sde, SDE) else "use sscs, sscs_midpoint or ode"
         check_kind("this solver", sde, self.processes, hint)
+        if not self.from_pure_noise:
+            check_finite(sde)
 
     @abc.abstractmethod
     def plan(self, sde: Any, grid: Grid) -> Plan:
@@ -135,6 +138,14 @@ class Solver(abc.ABC):
 
         condition: what the denoiser is told besides, one per sample.
         """
+
+
+def check_finite(sde: Process) -> None:
+    """Raises UserError where λ is infinite at T."""
+    if sde.ends_in_noise:
+        raise UserError(
+            "this solver needs a finite log_snr at T, not a process that ends in pure noise; use ddim, or a smaller T"
+        )
 
 
 def check_grid(grid: Grid, dtype: Any = np.float32) -> Grid:

@@ -11,15 +11,15 @@ noise the law of the samples converges as the ODE's solution does, with order 2 
 Source: Karras et al. 2022, appendix; Crowson, k-diffusion (`sample_dpm_2`, `sample_dpm_2_ancestral`).
 """
 
+import abc
 import dataclasses
 import itertools
 import math
+from typing import ClassVar
 
 from score_sde.errors import UserError
-from score_sde.samplers import dpm_solver
 from score_sde.samplers.linear import LinearSolver, Tape, Vector
 from score_sde.samplers.schedule import Level, Schedule
-from score_sde.sde import Process
 
 
 def down_and_up(sigma_bar_t: float, sigma_bar_s: float, eta: float) -> tuple[float, float]:
@@ -29,12 +29,19 @@ def down_and_up(sigma_bar_t: float, sigma_bar_s: float, eta: float) -> tuple[flo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DPM2(LinearSolver):
-    """Without noise. See the module."""
+class GeometricMidpoint(LinearSolver):
+    """Abstract: a solver has a stochasticity. See the module."""
+
+    from_pure_noise: ClassVar[bool] = False
+
+    @property
+    @abc.abstractmethod
+    def noise_level(self) -> float:
+        """η."""
 
     @property
     def stochastic(self) -> bool:
-        return False
+        return self.noise_level > 0
 
     @property
     def convergence(self) -> float:
@@ -44,16 +51,35 @@ class DPM2(LinearSolver):
     def evaluations_per_step(self) -> int:
         return 2
 
-    def check_process(self, sde: Process) -> None:
-        super().check_process(sde)
-        dpm_solver.check_finite(sde)
-
     def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
-        return _solve(tape, schedule, levels, 0.0)
+        eta = self.noise_level
+        x = mean = tape.start
+        pairs = list(itertools.pairwise(levels))
+        targets = [down_and_up(t.sigma_bar, s.sigma_bar, eta) for t, s in pairs]
+        middles = schedule.at_sigma_bar(
+            [math.sqrt(t.sigma_bar * down) for (t, _), (down, _) in zip(pairs, targets, strict=True)]
+        )
+        for (t, s), (down, up), middle in zip(pairs, targets, middles, strict=True):
+            _, noise = tape.evaluate(x, t)
+            y = x / t.alpha
+            point = middle.alpha * (y + (middle.sigma_bar - t.sigma_bar) * noise)
+            _, noise = tape.evaluate(point, middle)
+            mean = s.alpha * (y + (down - t.sigma_bar) * noise)
+            x = mean + s.alpha * up * tape.noise() if eta else mean
+        return x, mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DPM2Ancestral(LinearSolver):
+class DPM2(GeometricMidpoint):
+    """Without noise. See the module."""
+
+    @property
+    def noise_level(self) -> float:
+        return 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPM2Ancestral(GeometricMidpoint):
     """With stochasticity 0 ≤ eta ≤ 1. See the module."""
 
     eta: float = 1.0
@@ -63,37 +89,5 @@ class DPM2Ancestral(LinearSolver):
             raise UserError(f"eta must lie in [0, 1], not {self.eta}")
 
     @property
-    def stochastic(self) -> bool:
-        return self.eta > 0
-
-    @property
-    def convergence(self) -> float:
-        return 2
-
-    @property
-    def evaluations_per_step(self) -> int:
-        return 2
-
-    def check_process(self, sde: Process) -> None:
-        super().check_process(sde)
-        dpm_solver.check_finite(sde)
-
-    def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
-        return _solve(tape, schedule, levels, self.eta)
-
-
-def _solve(tape: Tape, schedule: Schedule, levels: list[Level], eta: float) -> tuple[Vector, Vector]:
-    x = mean = tape.start
-    pairs = list(itertools.pairwise(levels))
-    targets = [down_and_up(t.sigma_bar, s.sigma_bar, eta) for t, s in pairs]
-    middles = schedule.at_sigma_bar(
-        [math.sqrt(t.sigma_bar * down) for (t, _), (down, _) in zip(pairs, targets, strict=True)]
-    )
-    for (t, s), (down, up), middle in zip(pairs, targets, middles, strict=True):
-        _, noise = tape.evaluate(x, t)
-        y = x / t.alpha
-        point = middle.alpha * (y + (middle.sigma_bar - t.sigma_bar) * noise)
-        _, noise = tape.evaluate(point, middle)
-        mean = s.alpha * (y + (down - t.sigma_bar) * noise)
-        x = mean + s.alpha * up * tape.noise() if eta else mean
-    return x, mean
+    def noise_level(self) -> float:
+        return self.eta

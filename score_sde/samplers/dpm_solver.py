@@ -17,8 +17,9 @@ r = 1 is the Heun form of order 2: u is at s itself. Source: Lu et al., "DPM-Sol
 import dataclasses
 from typing import ClassVar
 
-from score_sde.errors import Checks, UserError
+from score_sde.errors import Checks
 from score_sde.samplers import exponential
+from score_sde.samplers.base import check_finite
 from score_sde.samplers.linear import LinearSolver, Tape, Vector
 from score_sde.samplers.schedule import Level, Schedule
 from score_sde.sde import Process
@@ -30,14 +31,6 @@ SHARES: dict[int, tuple[float, ...]] = {1: (), 2: (0.5,), 3: (1 / 3, 2 / 3)}
 def inside(schedule: Schedule, levels: list[Level], order: int) -> list[list[Level]]:
     """The levels inside each step of a method of that order."""
     return schedule.inside(levels, *SHARES[order]) if order > 1 else [[] for _ in levels[1:]]
-
-
-def check_finite(sde: Process) -> None:
-    """Raises UserError where λ is infinite at T."""
-    if sde.ends_in_noise:
-        raise UserError(
-            "this solver needs a finite log_snr at T, not a process that ends in pure noise; use ddim, or a smaller T"
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,14 +21,14 @@ al., "Restart Sampling for Improving Generative Processes", 2023, algorithm 1.
 import dataclasses
 import itertools
 import math
+from typing import ClassVar
 
 import numpy as np
 
 from score_sde.errors import Checks
-from score_sde.samplers import dpm_solver, runge_kutta
+from score_sde.samplers import runge_kutta
 from score_sde.samplers.linear import LinearSolver, Tape, Vector
 from score_sde.samplers.schedule import Level, Schedule
-from score_sde.sde import Process
 
 SIGMA_BAR = runge_kutta.VARIABLES["sigma_bar"]
 HIGHEST_CHURN = math.sqrt(2) - 1
@@ -38,6 +38,8 @@ RHO = 7.0  # of a restart's grid
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EDMSampler(LinearSolver):
     """churn, churn_min, churn_max, noise_scale: S_churn, S_tmin, S_tmax, S_noise of the paper. See the module."""
+
+    from_pure_noise: ClassVar[bool] = False
 
     churn: float = 0.0
     churn_min: float = 0.0
@@ -62,10 +64,6 @@ class EDMSampler(LinearSolver):
     def evaluations_per_step(self) -> int:
         return 2
 
-    def check_process(self, sde: Process) -> None:
-        super().check_process(sde)
-        dpm_solver.check_finite(sde)
-
     def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
         x = mean = tape.start
         highest = levels[0].sigma_bar
@@ -86,6 +84,8 @@ class EDMSampler(LinearSolver):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restart(LinearSolver):
     """low, high: of σ̄. restart_steps, repeats: of each interval. One entry an interval. See the module."""
+
+    from_pure_noise: ClassVar[bool] = False
 
     low: tuple[float, ...] = (0.06,)
     high: tuple[float, ...] = (0.3,)
@@ -112,10 +112,6 @@ class Restart(LinearSolver):
     @property
     def evaluations_per_step(self) -> int:
         return 2
-
-    def check_process(self, sde: Process) -> None:
-        super().check_process(sde)
-        dpm_solver.check_finite(sde)
 
     def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
         x = tape.start

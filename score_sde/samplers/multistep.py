@@ -30,6 +30,7 @@ from typing import ClassVar
 
 from score_sde.errors import Checks, UserError
 from score_sde.samplers import dpm_solver, exponential
+from score_sde.samplers.base import check_finite
 from score_sde.samplers.exponential import Node
 from score_sde.samplers.linear import LinearSolver, Tape, Vector, combine
 from score_sde.samplers.schedule import Level, Schedule
@@ -97,7 +98,7 @@ class Multistep(LinearSolver):
     def check_process(self, sde: Process) -> None:
         super().check_process(sde)
         if self.order > 1:
-            dpm_solver.check_finite(sde)
+            check_finite(sde)
 
     def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
         x = mean = tape.start

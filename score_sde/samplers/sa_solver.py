@@ -13,17 +13,19 @@ Source: Xue et al., "SA-Solver: Stochastic Adams Solver for Fast Sampling of Dif
 
 import dataclasses
 import itertools
+from typing import ClassVar
 
 from score_sde.errors import Checks
 from score_sde.samplers import dpm_solver, exponential
 from score_sde.samplers.linear import LinearSolver, Tape, Vector
 from score_sde.samplers.schedule import Level, Schedule
-from score_sde.sde import Process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SASolver(LinearSolver):
     """predictor_order: p, 1 to 3. corrector_order: c, 0 for no corrector, to 4. tau, low, high: see the module."""
+
+    from_pure_noise: ClassVar[bool] = False
 
     predictor_order: int = 3
     corrector_order: int = 3
@@ -57,10 +59,6 @@ class SASolver(LinearSolver):
     @property
     def evaluations_per_step(self) -> int:
         return 1
-
-    def check_process(self, sde: Process) -> None:
-        super().check_process(sde)
-        dpm_solver.check_finite(sde)
 
     def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
         x, c = tape.start, self.corrector_order

@@ -13,17 +13,19 @@ Source: Gonzalez et al., "SEEDS: Exponential SDE Solvers for Fast High-Quality S
 """
 
 import dataclasses
+from typing import ClassVar
 
 from score_sde.errors import UserError
-from score_sde.samplers import dpm_solver, exponential
+from score_sde.samplers import exponential
 from score_sde.samplers.linear import LinearSolver, Tape, Vector
 from score_sde.samplers.schedule import Level, Schedule
-from score_sde.sde import Process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SEEDS2(LinearSolver):
     """Stochasticity eta ≥ 0. See the module."""
+
+    from_pure_noise: ClassVar[bool] = False
 
     eta: float = 1.0
 
@@ -42,10 +44,6 @@ class SEEDS2(LinearSolver):
     @property
     def evaluations_per_step(self) -> int:
         return 2
-
-    def check_process(self, sde: Process) -> None:
-        super().check_process(sde)
-        dpm_solver.check_finite(sde)
 
     def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
         x = mean = tape.start

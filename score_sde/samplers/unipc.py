@@ -18,6 +18,7 @@ Zhao et al., "UniPC", 2023, algorithms 1 and 2, and its code.
 
 import dataclasses
 import itertools
+from typing import ClassVar
 
 from score_sde.errors import Checks
 from score_sde.samplers import dpm_solver, exponential
@@ -25,7 +26,6 @@ from score_sde.samplers.exponential import Node
 from score_sde.samplers.linear import LinearSolver, Tape, Vector
 from score_sde.samplers.multistep import STARTS, lowered, start_order
 from score_sde.samplers.schedule import Level, Schedule
-from score_sde.sde import Process
 
 B_FUNCTIONS = ("bh1", "bh2")
 
@@ -36,6 +36,8 @@ class UniPC(LinearSolver):
 
     start, last_order: see `multistep`.
     """
+
+    from_pure_noise: ClassVar[bool] = False
 
     order: int = 3
     prediction: str = "data"
@@ -63,10 +65,6 @@ class UniPC(LinearSolver):
     @property
     def evaluations_per_step(self) -> int:
         return 1
-
-    def check_process(self, sde: Process) -> None:
-        super().check_process(sde)
-        dpm_solver.check_finite(sde)
 
     def solve(self, tape: Tape, schedule: Schedule, levels: list[Level]) -> tuple[Vector, Vector]:
         x = tape.start
