@@ -2,8 +2,8 @@ r"""What a solver is, and the loop that drives it.
 
 A solver takes x along a decreasing grid of times. What depends on the times alone is computed before anything runs, on
 the host in float64, and handed to the loop as a `Plan`: arrays with one row for each pass of the loop. The loop is one
-`lax.fori_loop` over the rows, whose number is an argument too: another grid, another number of steps or another seed
-compile nothing. The rule for what is returned after the last step is explicit:
+`lax.fori_loop` over the rows, whose number is an argument too: another grid or seed compile nothing, nor does another
+number of rows up to the next multiple of `CAPACITY`. The rule for what is returned after the last step is explicit:
 
     none      the state the last step left (with its noise, if the solver is stochastic)
     mean      the last step's mean: the state without the noise that the last step added
