@@ -60,8 +60,7 @@ class Schedule:
 
     def at_lambda(self, lambdas: Any) -> list[Level]:
         """The levels at some λ."""
-        (times,) = on_host(self._times, 2 * np.asarray(lambdas, np.float64), 1)
-        return self.at(times)
+        return self.at(self.times(lambdas))
 
     def at_sigma_bar(self, sigma_bars: Any) -> list[Level]:
         """The levels at some σ̄."""
