@@ -1,7 +1,8 @@
 """The one place where an nnx module is split and merged: networks leave `models` as pure functions."""
 
 import dataclasses
-from typing import Any, Protocol
+import math
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from flax import nnx
@@ -44,6 +45,25 @@ def with_params(settings: Builder, shape: tuple[int, ...], params: Params) -> An
     return nnx.merge(definition, state)
 
 
+Path = tuple[str | int, ...]  # in the nested dict of the parameters
+
+
+class Parameter(NamedTuple):
+    """What is known of a parameter without its value. axes: its logical axes, see `layers`; one name for each."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    trainable: bool
+
+
+def parameters_of(settings: Builder, shape: tuple[int, ...]) -> dict[Path, Parameter]:
+    """Every parameter by its path, computing nothing."""
+    abstract = nnx.eval_shape(lambda: settings.build(shape, nnx.Rngs(0)))
+    flat = nnx.to_flat_state(nnx.state(abstract, nnx.Param))
+    of = lambda variable: Parameter(tuple(variable.shape), variable.axes, variable.trainable)
+    return {tuple(path): of(variable) for path, variable in flat}
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A score network as two pure functions of its parameters, a nested dict of float32 arrays."""
@@ -57,6 +77,14 @@ class Network:
     def init(self, key: jax.Array) -> Params:
         """New parameters. Traceable, so that they can be created sharded."""
         return new_params(self.settings, self.shape, key)
+
+    def parameters(self) -> dict[Path, Parameter]:
+        """Every parameter by its path, computing nothing."""
+        return parameters_of(self.settings, self.shape)
+
+    def size(self) -> int:
+        """The number of parameters, those fixed by design included, as papers count them."""
+        return sum(math.prod(each.shape) for each in self.parameters().values())
 
     def apply(
         self,

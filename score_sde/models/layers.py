@@ -1,15 +1,36 @@
-"""Layers shared by the score networks. Channels last; computation in `dtype`, parameters in float32."""
+"""Layers shared by the score networks. Channels last; computation in `dtype`, parameters in float32.
+
+Every parameter carries the names of its logical axes, which `distributed` maps to axes of the mesh:
+
+    in, out        features of a layer's input and output
+    heads, mlp     the widened axis of an attention's and of a feed-forward's projections
+    channels       of a scale, an offset or a bias
+    table          rows of an embedding
+    None           never sharded: a kernel's height and width
+
+A parameter that is fixed by design, such as random frequencies, says `trainable=False`.
+"""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 Dtype = Any
+Axes = tuple[str | None, ...]
+DTYPES: dict[str, Dtype] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ZERO_INIT = 1e-10  # the "init scale 0" of the DDPM family: near-zero outputs, with gradients that are not zero
+
+
+def parameter(value: Array, *axes: str | None, trainable: bool = True) -> nnx.Param:
+    """A parameter with a name for each of its axes."""
+    assert value.ndim == len(axes), (value.shape, axes)
+    return nnx.Param(value, axes=axes, trainable=trainable)
 
 
 def initializer(scale: float = 1.0) -> nnx.Initializer:
@@ -18,134 +39,129 @@ def initializer(scale: float = 1.0) -> nnx.Initializer:
 
 
 def conv(
-    in_channels: int, out_channels: int, kernel: int, *, scale: float = 1.0, dtype: Dtype, rngs: nnx.Rngs
+    in_channels: int,
+    out_channels: int,
+    kernel: int | tuple[int, ...],
+    *,
+    scale: float = 1.0,
+    init: nnx.Initializer | None = None,
+    bias: bool = True,
+    dimensions: int = 2,
+    dtype: Dtype,
+    rngs: nnx.Rngs,
+    **options: Any,
 ) -> nnx.Conv:
-    """A same-padded convolution."""
-    return nnx.Conv(in_channels, out_channels, (kernel, kernel), kernel_init=initializer(scale), dtype=dtype, rngs=rngs)
+    """A convolution, same-padded unless `options`, those of `nnx.Conv`, say otherwise; square where kernel is one number.
+
+    scale: of DDPM's initialiser. init: another one instead.
+    """
+    size = (kernel,) * dimensions if isinstance(kernel, int) else kernel
+    return nnx.Conv(
+        in_channels,
+        out_channels,
+        size,
+        kernel_init=init or initializer(scale),
+        use_bias=bias,
+        kernel_metadata={"axes": (*(None for _ in size), "in", "out"), "trainable": True},
+        bias_metadata={"axes": ("channels",), "trainable": True},
+        dtype=dtype,
+        rngs=rngs,
+        **options,
+    )
 
 
-def dense(in_features: int, out_features: int, *, scale: float = 1.0, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer with DDPM's initialiser."""
-    return nnx.Linear(in_features, out_features, kernel_init=initializer(scale), dtype=dtype, rngs=rngs)
+def dense(
+    in_features: int,
+    out_features: int,
+    *,
+    scale: float = 1.0,
+    init: nnx.Initializer | None = None,
+    bias: bool = True,
+    axes: Axes = ("in", "out"),
+    dtype: Dtype,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A linear layer. scale: of DDPM's initialiser. init: another one instead. axes: the kernel's."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        kernel_init=init or initializer(scale),
+        use_bias=bias,
+        kernel_metadata={"axes": axes, "trainable": True},
+        bias_metadata={"axes": (axes[1] if axes[1] != "out" else "channels",), "trainable": True},
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def embedding(rows: int, features: int, *, init: nnx.Initializer | None = None, rngs: nnx.Rngs, dtype: Dtype) -> nnx.Embed:
+    """A table of `rows` learnt vectors."""
+    chosen = {} if init is None else {"embedding_init": init}
+    metadata = {"axes": ("table", "out"), "trainable": True}
+    return nnx.Embed(rows, features, embedding_metadata=metadata, dtype=dtype, rngs=rngs, **chosen)
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation with min(C/4, 32) groups and epsilon 1e-6, statistics in float32.
+    """Group normalisation over all axes between batch and channels, statistics in float32.
 
-    Mean and variance in two passes (exact for a large mean); sums over pixels are taken per channel, where the
-    channels are contiguous in memory, and only then over the group.
+    groups: by default min(C/4, 32), as in score_sde. Mean and variance in two passes (exact for a large mean); sums over
+    pixels are taken per channel, where the channels are contiguous in memory, and only then over the group.
     """
 
-    def __init__(self, channels: int, *, dtype: Dtype) -> None:
-        self.groups = math.gcd(channels, min(channels // 4, 32)) or 1
-        self.dtype = dtype
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
+    def __init__(self, channels: int, *, groups: int | None = None, epsilon: float = 1e-6, dtype: Dtype) -> None:
+        self.groups = (math.gcd(channels, min(channels // 4, 32)) or 1) if groups is None else groups
+        self.epsilon, self.dtype = epsilon, dtype
+        self.scale = parameter(jnp.ones(channels), "channels")
+        self.bias = parameter(jnp.zeros(channels), "channels")
 
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+    def __call__(self, x: Float[Array, "batch *space channels"]) -> Float[Array, "batch *space channels"]:
+        space = tuple(range(1, x.ndim - 1))
         x_32 = x.astype(jnp.float32)
-        centred = x_32 - self._group_mean(x_32.mean(axis=(1, 2)))
-        inverse_std = jax.lax.rsqrt(self._group_mean(jnp.mean(centred**2, axis=(1, 2))) + 1e-6)
-        scale, bias = self.scale[...][None, None, None, :], self.bias[...][None, None, None, :]
+        centred = x_32 - self._group_mean(x_32.mean(axis=space), x.ndim)
+        inverse_std = jax.lax.rsqrt(self._group_mean(jnp.mean(centred**2, axis=space), x.ndim) + self.epsilon)
+        scale, bias = across(self.scale[...][None], x.ndim), across(self.bias[...][None], x.ndim)
         return (centred * (inverse_std * scale) + bias).astype(self.dtype)
 
-    def _group_mean(self, value: Float[Array, "batch channels"]) -> Float[Array, "batch 1 1 channels"]:
+    def _group_mean(self, value: Float[Array, "batch channels"], rank: int) -> Float[Array, "batch *ones channels"]:
         """Each channel's value replaced by the mean over its group."""
         batch, channels = value.shape
         mean = value.reshape(batch, self.groups, -1).mean(axis=2, keepdims=True)
-        return jnp.broadcast_to(mean, (batch, self.groups, channels // self.groups)).reshape(batch, 1, 1, channels)
+        full = jnp.broadcast_to(mean, (batch, self.groups, channels // self.groups))
+        return across(full.reshape(batch, channels), rank)
 
 
-def positional_embedding(position: Float[Array, "batch"], features: int) -> Float[Array, "batch features"]:
-    """[sin, cos] of position × 10000^{−i/(features/2 − 1)}, i < features/2 (Vaswani et al. 2017, as in DDPM)."""
+def across(features: Float[Array, "batch channels"], rank: int) -> Float[Array, "batch *ones channels"]:
+    """Features of each sample, shaped to meet an array of `rank` axes at every place in it."""
+    return features.reshape(features.shape[0], *(1,) * (rank - 2), features.shape[-1])
+
+
+def positional_embedding(
+    position: Float[Array, "batch"], features: int, *, last: bool = True, base: float = 10000.0
+) -> Float[Array, "batch features"]:
+    """[sin, cos] of position × base^{−i/n}, i < features/2.
+
+    n: features/2 − 1, with 1/base the lowest frequency (Vaswani et al. 2017 as in DDPM), or features/2 where not `last`
+    (ADM, EDM, DiT). An odd number of features ends in a zero.
+    """
     half = features // 2
-    frequency = jnp.exp(-math.log(10000) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
-    angle = position[:, None] * frequency[None, :]
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+    frequency = np.exp(-math.log(base) * np.arange(half) / max(half - last, 1)).astype(np.float32)
+    angle = position[:, None] * jnp.asarray(frequency)[None, :]
+    parts = [jnp.sin(angle), jnp.cos(angle)] + ([jnp.zeros_like(position)[:, None]] if features % 2 else [])
+    return jnp.concatenate(parts, axis=1)
 
 
 class FourierEmbedding(nnx.Module):
-    """[sin, cos] of 2π W position with fixed W ~ N(0, scale²) (Tancik et al. 2020)."""
+    """[sin, cos] of 2π W position with fixed W ~ N(0, scale²), `features`/2 of them (Tancik et al. 2020)."""
 
     def __init__(self, features: int, scale: float, *, rngs: nnx.Rngs) -> None:
-        self.frequency = nnx.Param(scale * jax.random.normal(rngs.params(), (features // 2,)))
+        value = scale * jax.random.normal(rngs.params(), (features // 2,))
+        self.frequency = parameter(value, "channels", trainable=False)
 
     def __call__(self, position: Float[Array, "batch"]) -> Float[Array, "batch features"]:
-        angle = 2 * math.pi * position[:, None] * jax.lax.stop_gradient(self.frequency[...])[None, :]
+        angle = position[:, None] * jax.lax.stop_gradient(self.frequency[...])[None, :] * (2 * math.pi)
         return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
 
 
-class AttentionBlock(nnx.Module):
-    """Self-attention over the pixels, single head, residual (DDPM)."""
-
-    def __init__(self, channels: int, *, rescale: float, dtype: Dtype, rngs: nnx.Rngs) -> None:
-        self.norm = GroupNorm(channels, dtype=dtype)
-        self.query_key_value = dense(channels, 3 * channels, dtype=dtype, rngs=rngs)
-        self.output = dense(channels, channels, scale=0.0, dtype=dtype, rngs=rngs)
-        self.rescale = rescale
-
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
-        batch, height, width, channels = x.shape
-        projected = self.query_key_value(self.norm(x)).reshape(batch, height * width, 3, 1, channels)
-        query, key, value = projected[:, :, 0], projected[:, :, 1], projected[:, :, 2]
-        attended = jax.nn.dot_product_attention(query, key, value).reshape(x.shape)
-        return (x + self.output(attended)) * self.rescale
-
-
-class ResidualBlock(nnx.Module):
-    """BigGAN residual block of DDPM++/NCSN++: norm, swish, [resample], conv, +embedding, norm, swish, dropout, conv.
-
-    resample: "none", "up" (nearest) or "down" (average), factor 2. rescale multiplies the sum with the skip path.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        embedding_features: int,
-        *,
-        dropout: float,
-        resample: str,
-        rescale: float,
-        dtype: Dtype,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.resample = RESAMPLE[resample]
-        self.rescale = rescale
-        self.norm_in = GroupNorm(in_channels, dtype=dtype)
-        self.conv_in = conv(in_channels, out_channels, 3, dtype=dtype, rngs=rngs)
-        self.embedding = dense(embedding_features, out_channels, dtype=dtype, rngs=rngs)
-        self.norm_out = GroupNorm(out_channels, dtype=dtype)
-        self.dropout = nnx.Dropout(dropout)
-        self.conv_out = conv(out_channels, out_channels, 3, scale=0.0, dtype=dtype, rngs=rngs)
-        changed = in_channels != out_channels or resample != "none"
-        self.skip = conv(in_channels, out_channels, 1, dtype=dtype, rngs=rngs) if changed else None
-
-    def __call__(
-        self,
-        x: Float[Array, "batch height width in_channels"],
-        embedding: Float[Array, "batch features"],
-        *,
-        train: bool,
-        rng: jax.Array | None,
-    ) -> Float[Array, "batch new_height new_width out_channels"]:
-        h = self.conv_in(self.resample(jax.nn.swish(self.norm_in(x))))
-        h = h + self.embedding(jax.nn.swish(embedding))[:, None, None, :]
-        h = jax.nn.swish(self.norm_out(h))
-        h = self.conv_out(self.dropout(h, deterministic=not train, rngs=rng))
-        skip = x if self.skip is None else self.skip(self.resample(x))
-        return (skip + h) * self.rescale
-
-
-def upsample(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height2 width2 channels"]:
-    """Nearest neighbour, factor 2."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-
-
-def downsample(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height_2 width_2 channels"]:
-    """Average of 2×2 pixels."""
-    batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
-
-
-RESAMPLE = {"none": lambda x: x, "up": upsample, "down": downsample}
+def rematerialised(block: Callable[..., Any], remat: bool) -> Callable[..., Any]:
+    """The block, whose activations are computed again in the backward pass instead of kept where `remat`."""
+    return jax.checkpoint(block) if remat else block

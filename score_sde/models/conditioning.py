@@ -1,0 +1,133 @@
+"""What a score network may be told besides x and the noise level: one contract for all networks.
+
+A condition is None or a dict with any of
+
+    label    `(batch,)` integers in [0, classes); −1 says "no label"
+    vector   `(batch, vector_features)`
+    tokens   `(batch, length, token_features)`, and optionally mask `(batch, length)`, True where a token counts
+    image    `(batch, *space, image_channels)`, concatenated to x on channels; resized where its size is not that of x
+    drop     `(batch,)` True where the sample is to have no condition, whatever the others say
+
+A network takes those whose setting is not 0, and what is missing is the same as what is dropped: the label's null row, a
+learnt null vector, tokens of which only a learnt null token counts, an image of zeros. So one network serves with and
+without a condition, as classifier-free guidance needs (Ho & Salimans 2022).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from score_sde.errors import Checks, UserError
+from score_sde.models.layers import Dtype, across, dense, embedding, parameter
+from score_sde.typing import Condition, Data
+
+# A condition's key to the setting that allows it.
+SETTING = {"label": "classes", "vector": "vector_features", "tokens": "token_features", "image": "image_channels"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Settings that all networks share. classes: number of labels. The other three: see the module. 0 is none of it."""
+
+    classes: int = 0
+    vector_features: int = 0
+    token_features: int = 0
+    image_channels: int = 0
+
+    def check_conditions(self, check: Checks) -> None:
+        """Notes what is wrong with these settings."""
+        for setting in SETTING.values():
+            value = getattr(self, setting)
+            check.that(0 <= value <= 10**6, f"{setting} must lie in [0, 1e6], not {value}")
+
+    def check_condition(self, condition: Condition) -> None:
+        """Raises UserError where a network with these settings cannot take the condition."""
+        if condition is None:
+            return
+        given = set(condition) - {"drop", "mask"}
+        unknown = given - set(SETTING)
+        with Checks() as check:
+            check.that(not unknown, f"unknown condition {', '.join(sorted(unknown))} (valid: {', '.join(SETTING)})")
+            for name in sorted(given - unknown):
+                setting = SETTING[name]
+                check.that(getattr(self, setting) > 0, f"a network with {setting}=0 takes no condition {name!r}")
+
+
+class ConditionEmbedding(nnx.Module):
+    """The condition's parts in the form that a network works with. features: width of the noise embedding."""
+
+    def __init__(self, settings: Conditions, features: int, *, dtype: Dtype, rngs: nnx.Rngs) -> None:
+        self.settings, self.dtype = settings, dtype
+        if settings.classes:
+            self.label = embedding(settings.classes + 1, features, dtype=dtype, rngs=rngs)
+        if settings.vector_features:
+            self.null_vector = parameter(jnp.zeros(settings.vector_features), "channels")
+            self.vector = dense(settings.vector_features, features, dtype=dtype, rngs=rngs)
+        if settings.token_features:
+            value = jax.random.normal(rngs.params(), (settings.token_features,))
+            self.null_token = parameter(value, "channels")
+
+    def features(self, condition: Condition, batch: int) -> Float[Array, "batch features"] | float:
+        """What is added to the embedding of the noise level: label and vector."""
+        self.settings.check_condition(condition)
+        keep, total = kept(condition, batch), 0.0
+        if self.settings.classes:
+            label = jnp.full(batch, -1) if not _has(condition, "label") else jnp.where(keep, condition["label"], -1)
+            total = total + self.label(label + 1)  # row 0 is that of no label
+        if self.settings.vector_features:
+            null = jnp.broadcast_to(self.null_vector[...][None], (batch, self.settings.vector_features))
+            vector = null if not _has(condition, "vector") else jnp.where(keep[:, None], condition["vector"], null)
+            total = total + self.vector(vector)
+        return total
+
+    def tokens(
+        self, condition: Condition, batch: int
+    ) -> tuple[Float[Array, "batch length features"], Bool[Array, "batch length"]]:
+        """The tokens after the null token, which always counts, and which of them count."""
+        null = jnp.broadcast_to(self.null_token[...][None, None], (batch, 1, self.settings.token_features))
+        null, counts = null.astype(self.dtype), jnp.ones((batch, 1), bool)
+        if not _has(condition, "tokens"):
+            return null, counts
+        tokens = condition["tokens"]
+        mask = condition.get("mask", jnp.ones(tokens.shape[:2], bool)) & kept(condition, batch)[:, None]
+        # What does not count must not even be multiplied by a weight of zero: it may hold anything, also NaN.
+        tokens = jnp.where(mask[..., None], tokens, jnp.zeros_like(tokens)).astype(self.dtype)
+        return jnp.concatenate([null, tokens], axis=1), jnp.concatenate([counts, mask], axis=1)
+
+    def with_image(self, x: Data, condition: Condition) -> Data:
+        """x with the condition's image beside its channels, where the network takes one."""
+        if not self.settings.image_channels:
+            return x
+        image = jnp.zeros((*x.shape[:-1], self.settings.image_channels), x.dtype)
+        if _has(condition, "image"):
+            image = jax.image.resize(condition["image"], image.shape, "bilinear").astype(x.dtype)
+            keep = kept(condition, x.shape[0])
+            image = jnp.where(across(keep[:, None], x.ndim), image, jnp.zeros_like(image))
+        return jnp.concatenate([x, image], axis=-1)
+
+
+def kept(condition: Condition, batch: int) -> Bool[Array, "batch"]:
+    """Which samples keep their condition."""
+    return jnp.ones(batch, bool) if not _has(condition, "drop") else ~condition["drop"]
+
+
+def _has(condition: Condition, name: str) -> bool:
+    return condition is not None and name in condition
+
+
+def check_image(network: str, shape: tuple[int, ...], factor: int) -> None:
+    """Raises UserError unless `shape` is (height, width, channels) with sides that `factor` divides."""
+    if len(shape) != 3:
+        raise UserError(f"{network} takes images (height, width, channels), not samples of shape {shape}")
+    check_sides(network, shape[:2], factor)
+
+
+def check_sides(network: str, sides: tuple[int, ...], factor: int) -> None:
+    """Raises UserError, which names the nearest, unless `factor` divides the sides."""
+    if any(side % factor for side in sides):
+        near = "x".join(str(max(factor, round(side / factor) * factor)) for side in sides)
+        given = "x".join(map(str, sides))
+        raise UserError(f"{network} with these settings needs sides divisible by {factor}, not {given}; the nearest is {near}")

@@ -1,0 +1,119 @@
+"""Every network of the battery, small. A newcomer adds its line to `SMALL`, and joins all the tests of test_models."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_sde.models import NETWORKS, Network
+from score_sde.models.conditioning import SETTING
+
+# Small settings of each network, and the shapes of two kinds of samples that it takes.
+SMALL = {
+    "ncsnpp": (
+        {
+            "channels": 8,
+            "channel_multipliers": (1, 2),
+            "blocks_per_resolution": 1,
+            "attention_resolutions": (4,),
+            "dropout": 0.3,
+        },
+        ((8, 8, 2), (8, 12, 2)),
+    ),
+    "ddpm": (
+        {
+            "channels": 32,
+            "channel_multipliers": (1, 2),
+            "blocks_per_resolution": 1,
+            "attention_resolutions": (4,),
+            "dropout": 0.3,
+        },
+        ((8, 8, 2), (8, 12, 2)),
+    ),
+}
+# Choices that change the network, tested one by one against its small settings.
+PYRAMID = {"fir": True, "embedding": "fourier"}
+VARIANTS = {
+    "ncsnpp": [
+        {},
+        {"embedding": "fourier", "fir": True, "progressive_input": "residual"},
+        {"progressive": "output_skip", "progressive_input": "input_skip", **PYRAMID},
+        {"progressive": "residual", "progressive_input": "input_skip", "progressive_combine": "cat", **PYRAMID},
+        {"block": "ddpm", "skip_rescale": False, "fir": True},
+        {"block": "ddpm", "resample_convolution": False},
+    ],
+}
+# Networks whose paper does not begin at an output of nearly zero.
+NOT_ZERO_AT_FIRST: set[str] = set()
+# Networks without dropout.
+NO_DROPOUT: set[str] = set()
+# For the one test that runs without jit, where every operation is compiled by itself.
+SMALLEST = {
+    "ncsnpp": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
+    "ddpm": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
+}
+# The widths of small conditions, and what each network may be told; all, unless it is here.
+WIDTHS = {"label": 4, "vector": 3, "tokens": 5, "image": 2}
+CONDITIONS = {name: tuple(SETTING) for name in NETWORKS}
+BATCH = 3
+
+# Compiling takes longer than running at these sizes.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+CASES = [(name, tuple(variant.items())) for name in NETWORKS for variant in VARIANTS.get(name, [{}])]
+
+
+@functools.cache
+def network(name, variant=(), shape=0):
+    settings, shapes = SMALL[name]
+    return Network(NETWORKS[name](**{**settings, **dict(variant)}), shapes[shape])
+
+
+@functools.cache
+def initial(name, variant=()):
+    return quick_jit(network(name, variant).init)(jax.random.key(0))
+
+
+@functools.cache
+def moved(name, variant=(), shape=0):
+    """Parameters off their initial values, where nothing is zero any more, and each about as large as in training."""
+    generator, params = np.random.default_rng(1), {}
+    for path, known in network(name, variant, shape).parameters().items():
+        inputs = np.prod(known.shape[:-1]) if len(known.shape) > 1 else 25.0
+        value = generator.normal(size=known.shape) / np.sqrt(inputs) + (path[-1] == "scale")
+        *folders, last = path
+        place = functools.reduce(lambda node, key: node.setdefault(key, {}), folders, params)
+        place[last] = jnp.asarray(value, jnp.float32)
+    return params
+
+
+@functools.cache
+def apply(name, variant=(), train=False, shape=0):
+    """Jitted (params, x, noise_condition, rng, condition) -> output."""
+    of = network(name, variant, shape)
+    return quick_jit(
+        lambda params, x, c, rng, condition=None: of.apply(params, x, c, condition, train=train, rng=rng)
+    )
+
+
+def inputs(name, batch=BATCH, shape=0):
+    x = jax.random.normal(jax.random.key(2), (batch, *SMALL[name][1][shape]))
+    return x, jax.numpy.linspace(0.1, 3.0, batch)
+
+
+def conditioned(name):
+    """Settings that let the network take every condition that it can."""
+    return tuple((SETTING[key], WIDTHS[key]) for key in CONDITIONS[name])
+
+
+def condition(name, batch=BATCH):
+    """One of each kind that the network can take."""
+    keys, space = jax.random.split(jax.random.key(4), 3), SMALL[name][1][0][:-1]
+    full = {
+        "label": jax.numpy.arange(batch) % WIDTHS["label"],
+        "vector": jax.random.normal(keys[0], (batch, WIDTHS["vector"])),
+        "tokens": jax.random.normal(keys[1], (batch, 6, WIDTHS["tokens"])),
+        "image": jax.random.normal(keys[2], (batch, *space, WIDTHS["image"])),
+    }
+    return {key: full[key] for key in CONDITIONS[name]}
