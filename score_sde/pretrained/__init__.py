@@ -1,0 +1,1 @@
+"""Published checkpoints, read without PyTorch and without running anything that is in them."""
