@@ -37,10 +37,10 @@ PYRAMID = {"fir": True, "embedding": "fourier"}
 VARIANTS = {
     "ncsnpp": [
         {},
-        {"embedding": "fourier", "fir": True, "progressive_input": "residual"},
+        {"embedding": "log_fourier", "fir": True, "progressive_input": "residual", "scale_by_sigma": True},
         {"progressive": "output_skip", "progressive_input": "input_skip", **PYRAMID},
         {"progressive": "residual", "progressive_input": "input_skip", "progressive_combine": "cat", **PYRAMID},
-        {"block": "ddpm", "skip_rescale": False, "fir": True},
+        {"block": "ddpm", "skip_rescale": False, "fir": True, "scale_by_sigma": True, "centered": False},
         {"block": "ddpm", "resample_convolution": False},
     ],
 }
