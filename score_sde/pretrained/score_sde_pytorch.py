@@ -5,6 +5,7 @@ which the original's constructor makes them: `all_modules.N`. The moving average
 model's trainable parameters; the random frequencies `W` of a Fourier embedding are not among them.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -173,3 +174,44 @@ class _Unet:
 
     def tail(self) -> Part:
         return {"norm": self.tensors.norm(self.next()), "conv": self.tensors.conv(self.next())}
+
+
+# The original's names of a model's settings, and ours.
+NAMES = {
+    "nf": "channels",
+    "ch_mult": "channel_multipliers",
+    "num_res_blocks": "blocks_per_resolution",
+    "attn_resolutions": "attention_resolutions",
+    "resamp_with_conv": "resample_convolution",
+    "resblock_type": "block",
+    "conditional": "noise_conditional",
+    "embedding_type": "embedding",
+    "num_scales": "noise_levels",
+}
+SAME = (
+    *("fourier_scale", "fir", "fir_kernel", "skip_rescale", "progressive", "progressive_input", "progressive_combine"),
+    *("scale_by_sigma", "sigma_min", "sigma_max", "dropout"),
+)
+
+
+def settings_of(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A network's name in `NETWORKS` and its settings, from the original's config as plain data: `{model, data, …}`.
+
+    Raises UserError for a network or an option that is not there.
+    """
+    model, data = config["model"], config["data"]
+    name = model["name"]
+    if name not in ("ncsnpp", "ddpm"):
+        raise UserError(f"model.name {name!r} of score_sde_pytorch is not one of ncsnpp, ddpm")
+    for key, only in (("nonlinearity", "swish"), ("normalization", "GroupNorm"), ("conv_size", 3)):
+        if model.get(key, only) != only:
+            raise UserError(f"model.{key} {model[key]!r} of score_sde_pytorch is not supported, {only!r} alone")
+    known = {field.name for field in dataclasses.fields(NCSNpp if name == "ncsnpp" else DDPM)}
+    ours = {NAMES.get(key, key): value for key, value in model.items() if key in NAMES or key in SAME}
+    ours = {key: tuple(value) if isinstance(value, list) else value for key, value in ours.items() if key in known}
+    if "embedding" in ours:
+        ours["embedding"] = {"fourier": "log_fourier"}.get(ours["embedding"].lower(), ours["embedding"].lower())
+    for key in ("block", "progressive", "progressive_input", "progressive_combine"):
+        if key in ours:
+            ours[key] = ours[key].lower()
+    return name, ours | {"centered": data["centered"]}
