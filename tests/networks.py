@@ -31,6 +31,8 @@ SMALL = {
         },
         ((8, 8, 2), (8, 12, 2)),
     ),
+    "ncsn": ({"channels": 8, "noise_levels": 5}, ((8, 8, 2), (8, 12, 2))),
+    "ncsnv2": ({"channels": 8, "noise_levels": 5, "sigma_min": 0.5, "sigma_max": 2.0}, ((8, 8, 2), (8, 12, 2))),
 }
 # Choices that change the network, tested one by one against its small settings.
 PYRAMID = {"fir": True, "embedding": "fourier"}
@@ -45,9 +47,9 @@ VARIANTS = {
     ],
 }
 # Networks whose paper does not begin at an output of nearly zero.
-NOT_ZERO_AT_FIRST: set[str] = set()
+NOT_ZERO_AT_FIRST = {"ncsn", "ncsnv2"}
 # Networks without dropout.
-NO_DROPOUT: set[str] = set()
+NO_DROPOUT = {"ncsn", "ncsnv2"}
 # For the one test that runs without jit, where every operation is compiled by itself.
 SMALLEST = {
     "ncsnpp": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
@@ -71,8 +73,14 @@ def network(name, variant=(), shape=0):
 
 
 @functools.cache
+def init(name, variant=()):
+    """Jitted key -> parameters."""
+    return quick_jit(network(name, variant).init)
+
+
+@functools.cache
 def initial(name, variant=()):
-    return quick_jit(network(name, variant).init)(jax.random.key(0))
+    return init(name, variant)(jax.random.key(0))
 
 
 @functools.cache

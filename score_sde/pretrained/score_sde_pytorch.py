@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from score_sde.errors import UserError
+from score_sde.models import NETWORKS
 from score_sde.models.ddpm import DDPM
 from score_sde.models.ncsnpp import NCSNpp
 from score_sde.pretrained.tensors import Part, Tensors
@@ -192,6 +193,10 @@ SAME = (
     *("fourier_scale", "fir", "fir_kernel", "skip_rescale", "progressive", "progressive_input", "progressive_combine"),
     *("scale_by_sigma", "sigma_min", "sigma_max", "dropout"),
 )
+# Settings that have one value for a network here.
+_UNET = {"nonlinearity": "swish", "normalization": "GroupNorm", "conv_size": 3}
+_REFINENET = {"nonlinearity": "elu", "normalization": "InstanceNorm++"}
+ONLY = {"ncsnpp": _UNET, "ddpm": _UNET, "ncsn": _REFINENET, "ncsnv2": _REFINENET}
 
 
 def settings_of(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -200,13 +205,13 @@ def settings_of(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises UserError for a network or an option that is not there.
     """
     model, data = config["model"], config["data"]
-    name = model["name"]
-    if name not in ("ncsnpp", "ddpm"):
-        raise UserError(f"model.name {name!r} of score_sde_pytorch is not one of ncsnpp, ddpm")
-    for key, only in (("nonlinearity", "swish"), ("normalization", "GroupNorm"), ("conv_size", 3)):
+    name, _, layout = model["name"].partition("_")
+    if name not in ONLY:
+        raise UserError(f"model.name {name!r} of score_sde_pytorch is not one of {', '.join(ONLY)}")
+    for key, only in ONLY[name].items():
         if model.get(key, only) != only:
             raise UserError(f"model.{key} {model[key]!r} of score_sde_pytorch is not supported, {only!r} alone")
-    known = {field.name for field in dataclasses.fields(NCSNpp if name == "ncsnpp" else DDPM)}
+    known = {field.name for field in dataclasses.fields(NETWORKS[name])}  # type: ignore[arg-type]
     ours = {NAMES.get(key, key): value for key, value in model.items() if key in NAMES or key in SAME}
     ours = {key: tuple(value) if isinstance(value, list) else value for key, value in ours.items() if key in known}
     if "embedding" in ours:
@@ -214,4 +219,5 @@ def settings_of(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     for key in ("block", "progressive", "progressive_input", "progressive_combine"):
         if key in ours:
             ours[key] = ours[key].lower()
+    ours |= {"layout": int(layout)} if layout else {}
     return name, ours | {"centered": data["centered"]}
