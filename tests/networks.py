@@ -100,9 +100,7 @@ def moved(name, variant=(), shape=0):
 def apply(name, variant=(), train=False, shape=0):
     """Jitted (params, x, noise_condition, rng, condition) -> output."""
     of = network(name, variant, shape)
-    return quick_jit(
-        lambda params, x, c, rng, condition=None: of.apply(params, x, c, condition, train=train, rng=rng)
-    )
+    return quick_jit(lambda params, x, c, rng, condition=None: of.apply(params, x, c, condition, train=train, rng=rng))
 
 
 def inputs(name, batch=BATCH, shape=0):

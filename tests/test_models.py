@@ -281,7 +281,9 @@ def test_labels_matter_and_no_label_is_label_minus_one():
 
 
 def test_the_fourier_embedding_has_fixed_random_frequencies_and_the_positional_none():
-    fixed = lambda variant: [path for path, each in network("ncsnpp", variant).parameters().items() if not each.trainable]
+    fixed = lambda variant: [
+        path for path, each in network("ncsnpp", variant).parameters().items() if not each.trainable
+    ]
     assert fixed(()) == []
     assert fixed((("embedding", "fourier"),)) == [("fourier", "frequency")]
     scaled = NETWORKS["ncsnpp"](**{**SMALL["ncsnpp"][0], "embedding": "fourier", "channels": 64, "fourier_scale": 5.0})

@@ -1,6 +1,7 @@
 """What score_sde's experiments have in common: its processes, its training, its samplers (Song et al. 2021, appendices).
 
-The original's `training.continuous=False` is DDPM's or NCSN's chain, of which the networks are told the number of the step.
+The original's `training.continuous=False` is DDPM's or NCSN's chain, of which the networks are told the number of
+the step.
 """
 
 import math

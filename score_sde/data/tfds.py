@@ -1,6 +1,7 @@
 """Image sets of TensorFlow Datasets, read without TensorFlow: prepared as array_record, through its random access.
 
-Images are cut to their central square and resized to `size` by area, as 8 bits a colour. All of a part is held in memory.
+Images are cut to their central square and resized to `size` by area, as 8 bits a colour. All of a part is held in
+memory.
 """
 
 import dataclasses

@@ -15,7 +15,8 @@ from score_sde.training.interrupt import StopRequest
 class Mode(NamedTuple):
     """run: the mode. check: of its settings. needs_checkpoint: whether a trained model must be there already.
 
-    options: a dataclass of what is no setting of the experiment, given as --MODE.KEY=VALUE; run and check take one last.
+    options: a dataclass of what is no setting of the experiment, given as --MODE.KEY=VALUE; run and check take one
+    last.
     """
 
     run: Callable[..., None]

@@ -6,8 +6,8 @@ with w a weighting, P the prediction that it weights (ε for most), whatever the
 configured. At the steps of `ddpm` and `smld` (times "steps", weighting "sigma2") it is DDPM's simple loss and NCSN's
 loss, Σ_i σ_i² |score error|²/N.
 
-`reduction` "sum" takes ½ Σ_d for mean_d, as score_sde's VE experiments do: Adam does not see the factor, a bound on the gradient's
-norm does.
+`reduction` "sum" takes ½ Σ_d for mean_d, as score_sde's VE experiments do: Adam does not see the factor, a bound on
+the gradient's norm does.
 
 Source: Vincent 2011; Ho et al. 2020, eq. 14; Song et al. 2021, eq. 7.
 """
@@ -23,7 +23,6 @@ from score_sde.losses.base import Loss, Objective
 from score_sde.losses.weightings import Weighting
 from score_sde.sde import expand
 from score_sde.typing import Condition, Data, Keys, PerSample, Time
-
 
 REDUCTIONS = ("mean", "sum")
 

@@ -2,8 +2,8 @@ r"""Attention of the score networks: one function for all of them.
 
     out_i = Σ_j softmax_j(q_i · k_j / √features) v_j
 
-Of more than `CHUNK` queries the result is computed a chunk of queries at a time, and recomputed in the backward pass, so
-that memory grows with the number of tokens and not with its square.
+Of more than `CHUNK` queries the result is computed a chunk of queries at a time, and recomputed in the backward
+pass, so that memory grows with the number of tokens and not with its square.
 """
 
 import jax

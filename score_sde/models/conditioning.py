@@ -8,9 +8,9 @@ A condition is None or a dict with any of
     image    `(batch, *space, image_channels)`, concatenated to x on channels; resized where its size is not that of x
     drop     `(batch,)` True where the sample is to have no condition, whatever the others say
 
-A network takes those whose setting is not 0, and what is missing is the same as what is dropped: the label's null row, a
-learnt null vector, tokens of which only a learnt null token counts, an image of zeros. So one network serves with and
-without a condition, as classifier-free guidance needs (Ho & Salimans 2022).
+A network takes those whose setting is not 0, and what is missing is the same as what is dropped: the label's null
+row, a learnt null vector, tokens of which only a learnt null token counts, an image of zeros. So one network serves
+with and without a condition, as classifier-free guidance needs (Ho & Salimans 2022).
 """
 
 import dataclasses
@@ -130,4 +130,6 @@ def check_sides(network: str, sides: tuple[int, ...], factor: int) -> None:
     if any(side % factor for side in sides):
         near = "x".join(str(max(factor, round(side / factor) * factor)) for side in sides)
         given = "x".join(map(str, sides))
-        raise UserError(f"{network} with these settings needs sides divisible by {factor}, not {given}; the nearest is {near}")
+        raise UserError(
+            f"{network} with these settings needs sides divisible by {factor}, not {given}; the nearest is {near}"
+        )

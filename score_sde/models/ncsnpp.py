@@ -5,8 +5,9 @@ r"""DDPM++ and NCSN++: the U-Nets of Song et al. 2021, appendix H, and with othe
     down        blocks and attention at each resolution, then R = down (BigGAN) or a convolution of stride 2 (DDPM)
     up          the same with the skip connections concatenated, one block more a resolution
 
-R is naive or FIR resampling (`resample`). NCSN++ joins the image itself, resampled, to each resolution (`progressive_input`),
-and may build the output up over the resolutions (`progressive`). All names of settings are those of score_sde where it has one.
+R is naive or FIR resampling (`resample`). NCSN++ joins the image itself, resampled, to each resolution
+(`progressive_input`), and may build the output up over the resolutions (`progressive`). All names of settings are
+those of score_sde where it has one.
 """
 
 import dataclasses
@@ -51,14 +52,14 @@ COMBINE = ("sum", "cat")
 class NCSNpp(Sigmas):
     """Settings of the network.
 
-    channels: width at full resolution, times `channel_multipliers` below. attention_resolutions: heights in
-    pixels at which attention follows each block. embedding: of the noise condition, "log_fourier" of its logarithm as in
-    score_sde, where it is σ; fourier_scale: standard deviation of the frequencies.
-    block: "biggan" resamples within residual blocks, "ddpm" between them, by convolutions where `resample_convolution`.
-    fir: whether resampling takes `fir_kernel` and not nearest neighbours and means. skip_rescale: every sum of two by
-    1/√2. progressive, progressive_input: how the output is built up and the input fed in over the resolutions;
-    progressive_combine: "input_skip" by sum or concatenation. noise_conditional: False tells the network nothing of the
-    noise level. groups: of every normalisation, 0 for min(C/4, 32). dtype: of the computation, "float32" or "bfloat16";
+    channels: width at full resolution, times `channel_multipliers` below. attention_resolutions: heights in pixels
+    at which attention follows each block. embedding: of the noise condition, "log_fourier" of its logarithm as in
+    score_sde, where it is σ; fourier_scale: standard deviation of the frequencies. block: "biggan" resamples within
+    residual blocks, "ddpm" between them, by convolutions where `resample_convolution`. fir: whether resampling takes
+    `fir_kernel` and not nearest neighbours and means. skip_rescale: every sum of two by 1/√2. progressive,
+    progressive_input: how the output is built up and the input fed in over the resolutions; progressive_combine:
+    "input_skip" by sum or concatenation. noise_conditional: False tells the network nothing of the noise level.
+    groups: of every normalisation, 0 for min(C/4, 32). dtype: of the computation, "float32" or "bfloat16";
     parameters are float32 always. remat: activations within blocks are recomputed in the backward pass.
     """
 
@@ -105,7 +106,9 @@ class NCSNpp(Sigmas):
                 f"fir_kernel must be at least two taps of a positive sum, not {self.fir_kernel}",
             )
             divides = self.groups >= 0 and (self.groups == 0 or self.channels % self.groups == 0)
-            check.that(divides, f"groups must divide channels={self.channels}, or be 0 for min(C/4, 32), not {self.groups}")
+            check.that(
+                divides, f"groups must divide channels={self.channels}, or be 0 for min(C/4, 32), not {self.groups}"
+            )
             check.that(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
             self.check_conditions(check)
             self.check_sigmas(check)
@@ -183,10 +186,10 @@ class Block(nnx.Module):
             return x
         if self.resample != "up":
             return self.skip(self._resampled(x))
-        # A linear map of the channels and resampling commute, and the map costs a quarter before it. The offset does not,
-        # since a filter sees zeros outside of the image.
-        offset = across(self.skip.bias[...][None].astype(x.dtype), x.ndim)
-        return self._resampled(self.skip(x) - offset) + offset
+        # A linear map of the channels and resampling commute, and the map costs a quarter before it. The offset does
+        not, # since a filter sees zeros outside of the image. offset =
+        across(self.skip.bias[...][None].astype(x.dtype), x.ndim) return self._resampled(self.skip(x) - offset) +
+        offset
 
 
 class Upsample(nnx.Module):
@@ -286,9 +289,7 @@ class NCSNppModule(nnx.Module):
             self.embed_out = dense(4 * width, 4 * width, dtype=dtype, rngs=rngs)
         self.condition = ConditionEmbedding(settings, 4 * width, dtype=dtype, rngs=rngs)
 
-    def _build_down(
-        self, settings: NCSNpp, height: int, inputs: int, rngs: nnx.Rngs
-    ) -> tuple[int, list[int]]:
+    def _build_down(self, settings: NCSNpp, height: int, inputs: int, rngs: nnx.Rngs) -> tuple[int, list[int]]:
         """The way down. Returns the channels at its end and those of all skip connections."""
         width, channels, pyramid = settings.channels, settings.channels, inputs
         skips, down, join = [width], [], []
@@ -311,9 +312,7 @@ class NCSNppModule(nnx.Module):
         return channels, skips
 
     @staticmethod
-    def _join_input(
-        settings: NCSNpp, channels: int, pyramid: int, join: list[Any], rngs: nnx.Rngs
-    ) -> tuple[int, int]:
+    def _join_input(settings: NCSNpp, channels: int, pyramid: int, join: list[Any], rngs: nnx.Rngs) -> tuple[int, int]:
         """Adds what feeds the image in again; the channels after it, and those of the image's pyramid."""
         if settings.progressive_input == "input_skip":
             join.append(dense(pyramid, channels, dtype=DTYPES[settings.dtype], rngs=rngs))

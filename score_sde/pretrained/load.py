@@ -14,7 +14,7 @@ from score_sde.models import Network
 from score_sde.models.ddpm import DDPM
 from score_sde.models.ncsnpp import NCSNpp
 from score_sde.pretrained import score_sde_pytorch
-from score_sde.pretrained.tensors import Tensors, checked, flat
+from score_sde.pretrained.tensors import Tensors, checked, flat, listed
 from score_sde.pretrained.torch_files import read_checkpoint
 from score_sde.typing import Params
 
@@ -70,7 +70,12 @@ def _converted(path: Path, network: Network, arrays: dict[str, np.ndarray]) -> P
     if kind not in CONVERTERS:
         raise UserError(f"there are no published checkpoints to import for a {kind.__name__}")
     tensors = Tensors(arrays)
-    return checked(network, CONVERTERS[kind](network.settings, tensors), tensors, str(path))
+    try:
+        params = CONVERTERS[kind](network.settings, tensors)
+    except (ValueError, IndexError) as error:  # tensors that belong together do not fit together
+        missing = f"; not in the file: {listed(tensors.missing)}" if tensors.missing else ""
+        raise UserError(f"{path} does not fit the config's network: {error}{missing}") from error
+    return checked(network, params, tensors, str(path))
 
 
 # --- this project's own export --------------------------------------------------------------------------------------
@@ -78,7 +83,9 @@ def _converted(path: Path, network: Network, arrays: dict[str, np.ndarray]) -> P
 
 def save(path: Path, params: Params, metadata: dict[str, str]) -> None:
     """Writes a network's parameters as safetensors, with their paths as names. metadata: kept in the file's head."""
-    named = {SEPARATOR.join(map(str, place)): np.ascontiguousarray(value) for place, value in flat(jax.device_get(params))}
+    named = {
+        SEPARATOR.join(map(str, place)): np.ascontiguousarray(value) for place, value in flat(jax.device_get(params))
+    }
     partial = path.with_suffix(".partial")
     safetensors.numpy.save_file(named, partial, metadata=metadata)
     partial.replace(path)
