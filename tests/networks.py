@@ -31,6 +31,8 @@ SMALL = {
         },
         ((8, 8, 2), (8, 12, 2)),
     ),
+    "dit": ({"depth": 2, "width": 16, "heads": 2}, ((4, 6, 2), (8, 4, 2))),
+    "video_dit": ({"depth": 1, "width": 16, "heads": 2}, ((3, 4, 4, 2), (2, 4, 6, 2))),
 }
 # Choices that change the network, tested one by one against its small settings.
 PYRAMID = {"fir": True, "embedding": "fourier"}
@@ -43,15 +45,17 @@ VARIANTS = {
         {"block": "ddpm", "skip_rescale": False, "fir": True},
         {"block": "ddpm", "resample_convolution": False},
     ],
+    "dit": [{}, {"positions": "rotary"}],
 }
 # Networks whose paper does not begin at an output of nearly zero.
 NOT_ZERO_AT_FIRST: set[str] = set()
 # Networks without dropout.
-NO_DROPOUT: set[str] = set()
+NO_DROPOUT: set[str] = {"dit", "video_dit"}
 # For the one test that runs without jit, where every operation is compiled by itself.
 SMALLEST = {
     "ncsnpp": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
     "ddpm": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
+    "dit": {"depth": 1},
 }
 # The widths of small conditions, and what each network may be told; all, unless it is here.
 WIDTHS = {"label": 4, "vector": 3, "tokens": 5, "image": 2}
@@ -77,9 +81,13 @@ def initial(name, variant=()):
 
 @functools.cache
 def moved(name, variant=(), shape=0):
+    return moved_of(network(name, variant, shape))
+
+
+def moved_of(network):
     """Parameters off their initial values, where nothing is zero any more, and each about as large as in training."""
     generator, params = np.random.default_rng(1), {}
-    for path, known in network(name, variant, shape).parameters().items():
+    for path, known in network.parameters().items():
         inputs = np.prod(known.shape[:-1]) if len(known.shape) > 1 else 25.0
         value = generator.normal(size=known.shape) / np.sqrt(inputs) + (path[-1] == "scale")
         *folders, last = path
