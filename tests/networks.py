@@ -32,6 +32,7 @@ SMALL = {
         ((8, 8, 2), (8, 12, 2)),
     ),
     "dit": ({"depth": 2, "width": 16, "heads": 2}, ((4, 6, 2), (8, 4, 2))),
+    "mlp": ({"depth": 2, "width": 16}, ((2,), (5,))),
     "video_dit": ({"depth": 1, "width": 16, "heads": 2}, ((3, 4, 4, 2), (2, 4, 6, 2))),
 }
 # Choices that change the network, tested one by one against its small settings.
@@ -46,11 +47,12 @@ VARIANTS = {
         {"block": "ddpm", "resample_convolution": False},
     ],
     "dit": [{}, {"positions": "rotary"}],
+    "mlp": [{}, {"fourier_features": 6, "modulation": "add", "embedding": "fourier", "fourier_scale": 1.0}],
 }
 # Networks whose paper does not begin at an output of nearly zero.
 NOT_ZERO_AT_FIRST: set[str] = set()
 # Networks without dropout.
-NO_DROPOUT: set[str] = {"dit", "video_dit"}
+NO_DROPOUT: set[str] = {"dit", "video_dit", "mlp"}
 # For the one test that runs without jit, where every operation is compiled by itself.
 SMALLEST = {
     "ncsnpp": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},

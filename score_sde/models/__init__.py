@@ -3,6 +3,7 @@
 from score_sde.models.ddpm import DDPM
 from score_sde.models.dit import DiT, VideoDiT
 from score_sde.models.functional import Network, Settings
+from score_sde.models.mlp import MLP
 from score_sde.models.ncsnpp import NCSNpp
 
 NETWORKS: dict[str, type[Settings]] = {
@@ -10,6 +11,7 @@ NETWORKS: dict[str, type[Settings]] = {
     "ddpm": DDPM,
     "dit": DiT,
     "video_dit": VideoDiT,
+    "mlp": MLP,
 }
 
 __all__ = ["NETWORKS", "Network", "Settings"]
