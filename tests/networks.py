@@ -33,6 +33,26 @@ SMALL = {
     ),
     "dit": ({"depth": 2, "width": 16, "heads": 2}, ((4, 6, 2), (8, 4, 2))),
     "mlp": ({"depth": 2, "width": 16}, ((2,), (5,))),
+    "audio_unet": (
+        {
+            "channels": 8,
+            "channel_multipliers": (1, 2),
+            "blocks_per_resolution": 1,
+            "attention_levels": 1,
+            "dropout": 0.3,
+        },
+        ((8, 2), (12, 2)),
+    ),
+    "video_unet": (
+        {
+            "channels": 8,
+            "channel_multipliers": (1, 2),
+            "blocks_per_resolution": 1,
+            "attention_resolutions": (2,),
+            "dropout": 0.3,
+        },
+        ((3, 4, 4, 2), (2, 4, 6, 2)),
+    ),
     "video_dit": ({"depth": 1, "width": 16, "heads": 2}, ((3, 4, 4, 2), (2, 4, 6, 2))),
 }
 # Choices that change the network, tested one by one against its small settings.
@@ -47,6 +67,7 @@ VARIANTS = {
         {"block": "ddpm", "resample_convolution": False},
     ],
     "dit": [{}, {"positions": "rotary"}],
+    "audio_unet": [{}, {"block": "ddpm", "fir": True}],
     "mlp": [{}, {"fourier_features": 6, "modulation": "add", "embedding": "fourier", "fourier_scale": 1.0}],
 }
 # Networks whose paper does not begin at an output of nearly zero.
@@ -58,6 +79,8 @@ SMALLEST = {
     "ncsnpp": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
     "ddpm": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
     "dit": {"depth": 1},
+    "audio_unet": {"channel_multipliers": (1,), "attention_levels": 0, "dropout": 0.0},
+    "video_unet": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
 }
 # The widths of small conditions, and what each network may be told; all, unless it is here.
 WIDTHS = {"label": 4, "vector": 3, "tokens": 5, "image": 2}

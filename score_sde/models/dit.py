@@ -91,7 +91,7 @@ class VideoDiT(AnyDiT):
         return Frames(DiTModule(self, shape[1:], rngs, frames=shape[0]))
 
 
-class AttentionOverTime(nnx.Module):
+class ModulatedOverTime(nnx.Module):
     """x + c attention((1 + b) norm x + a) over the frames at each place; the identity at first."""
 
     def __init__(self, width: int, heads: int, frames: int, *, dtype: Dtype, rngs: nnx.Rngs) -> None:
@@ -119,7 +119,7 @@ class Block(nnx.Module):
         if settings.token_features:
             norm = LayerNorm(width, dtype=dtype)
             self.cross = CrossAttention(width, settings.token_features, heads=heads, norm=norm, **options)
-        self.over_time = AttentionOverTime(width, heads, frames, **options) if frames else None
+        self.over_time = ModulatedOverTime(width, heads, frames, **options) if frames else None
         self.feed_forward = FeedForward(width, approximate=True, **options)
 
     def __call__(self, x: Tokens, embedding: Embedding, turn: Rotation | None, tokens: Any) -> Tokens:

@@ -17,6 +17,9 @@ from jaxtyping import Array, Float
 
 from score_sde.errors import UserError
 from score_sde.models.functional import Network, Path
+from score_sde.models.layers import Dtype, GroupNorm
+from score_sde.models.positions import rotation
+from score_sde.models.transformer import SelfAttention
 from score_sde.typing import Condition, Data, Params
 
 OVER_TIME = "over_time"
@@ -54,6 +57,23 @@ class Frames(nnx.Module):
             }
         output = self.frame(_folded(x), each(noise_condition), condition, train=train, rng=rng)
         return output.reshape(x.shape)
+
+
+class AttentionOverTime(nnx.Module):
+    """x + Wₒ attention(norm x) over the frames at each place, single head, with rotary positions; first the identity.
+
+    The U-Nets': Ho et al. 2022 has it after each attention over space.
+    """
+
+    def __init__(self, channels: int, frames: int, *, dtype: Dtype, rngs: nnx.Rngs) -> None:
+        self.frames = frames
+        self.norm = GroupNorm(channels, dtype=dtype)
+        zeros = nnx.initializers.zeros
+        self.attention = SelfAttention(channels, 1, output_init=zeros, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch_frames *space channels"]) -> Float[Array, "batch_frames *space channels"]:
+        turn = rotation((self.frames,), x.shape[-1])
+        return x + over_time(lambda sequences: self.attention(sequences, turn), self.norm(x), self.frames)
 
 
 def over_time(
