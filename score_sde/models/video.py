@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
-from score_sde.errors import UserError
+from score_sde.errors import Checks, UserError
 from score_sde.models.functional import Network, Path
 from score_sde.models.layers import Dtype, GroupNorm
 from score_sde.models.positions import rotation
@@ -91,26 +92,24 @@ def inflate(image_params: Params, video_network: Network, key: jax.Array | None 
 
     key: for the layers over time, which are new. Raises UserError where the two networks are not of the same settings.
     """
-    image = jax.tree_util.tree_flatten_with_path(image_params)[0]
-    given: dict[Path, Array] = {("frame", *(part.key for part in path)): leaf for path, leaf in image}
-    taken = set()
+    known = video_network.parameters()
+    flat: dict[Path, Array] = {("frame", *path): leaf for path, leaf in flatten_dict(image_params).items()}
+    new = [path for path in known if OVER_TIME in path]
+    unlike = [path for path in known if path not in new and (path not in flat or flat[path].shape != known[path].shape)]
+    left = [path for path in flat if path not in known]
+    with Checks() as check:
+        name = lambda path: ".".join(map(str, path[1:]))
+        for path in unlike[:1]:
+            check.that(False, f"the image network has no parameter {name(path)} of shape {known[path].shape}")
+        for path in left[:1]:
+            check.that(False, f"the video network has no parameter {name(path)}, which the image network has")
 
-    def value(path: Any, fresh: Array) -> Array:
-        own = tuple(part.key for part in path)
-        if OVER_TIME in own:
-            return fresh
-        if own not in given or given[own].shape != fresh.shape:
-            name = ".".join(map(str, own[1:]))
-            raise UserError(f"the image network has no parameter {name} of shape {fresh.shape}")
-        taken.add(own)
-        return given[own]
+    def fresh(key: jax.Array) -> list[Array]:
+        initial = flatten_dict(video_network.init(key))
+        return [initial[path] for path in new]
 
-    new = video_network.init(jax.random.key(0) if key is None else key)
-    params = jax.tree_util.tree_map_with_path(value, new)
-    left = [".".join(map(str, path[1:])) for path in given if path not in taken]
-    if left:
-        raise UserError(f"the video network has no parameter {left[0]}, which the image network has")
-    return params
+    values = jax.jit(fresh)(jax.random.key(0) if key is None else key)
+    return unflatten_dict(flat | dict(zip(new, values, strict=True)))
 
 
 def _folded(x: Data) -> Float[Array, "batch_frames *space channels"]:

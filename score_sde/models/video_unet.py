@@ -15,7 +15,7 @@ from score_sde.models.video import Frames, check_video
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoUNet(UNet):
-    """Settings of the network, those of `UNet`; see there. Frames meet at `attention_resolutions`, and in the middle."""
+    """Settings of the network, those of `UNet`. Frames meet at `attention_resolutions`, and in the middle."""
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (frames, height, width, channels) that the down-sampling divides."""
