@@ -53,6 +53,7 @@ SMALL = {
         },
         ((3, 4, 4, 2), (2, 4, 6, 2)),
     ),
+    "uvit": ({"depth": 2, "width": 16, "heads": 2}, ((4, 6, 2), (8, 4, 2))),
     "video_dit": ({"depth": 1, "width": 16, "heads": 2}, ((3, 4, 4, 2), (2, 4, 6, 2))),
 }
 # Choices that change the network, tested one by one against its small settings.
@@ -68,12 +69,13 @@ VARIANTS = {
     ],
     "dit": [{}, {"positions": "rotary"}],
     "audio_unet": [{}, {"block": "ddpm", "fir": True}],
+    "uvit": [{}, {"positions": "rotary", "final_convolution": False}],
     "mlp": [{}, {"fourier_features": 6, "modulation": "add", "embedding": "fourier", "fourier_scale": 1.0}],
 }
 # Networks whose paper does not begin at an output of nearly zero.
-NOT_ZERO_AT_FIRST: set[str] = set()
+NOT_ZERO_AT_FIRST: set[str] = {"uvit"}
 # Networks without dropout.
-NO_DROPOUT: set[str] = {"dit", "video_dit", "mlp"}
+NO_DROPOUT: set[str] = {"dit", "video_dit", "uvit", "mlp"}
 # For the one test that runs without jit, where every operation is compiled by itself.
 SMALLEST = {
     "ncsnpp": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},

@@ -6,6 +6,7 @@ from score_sde.models.dit import DiT, VideoDiT
 from score_sde.models.functional import Network, Settings
 from score_sde.models.mlp import MLP
 from score_sde.models.ncsnpp import NCSNpp
+from score_sde.models.uvit import UViT
 from score_sde.models.video_unet import VideoUNet
 
 NETWORKS: dict[str, type[Settings]] = {
@@ -13,6 +14,7 @@ NETWORKS: dict[str, type[Settings]] = {
     "ddpm": DDPM,
     "dit": DiT,
     "video_dit": VideoDiT,
+    "uvit": UViT,
     "mlp": MLP,
     "audio_unet": AudioUNet,
     "video_unet": VideoUNet,

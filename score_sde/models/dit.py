@@ -50,8 +50,9 @@ Embedding = Float[Array, "batch width"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnyDiT(Transformer):
-    """Settings of every DiT: those of `Transformer`, and
+    """Settings of every DiT.
 
+    Those of `Transformer`, and
     learned_variance: the network has twice the channels, as published; its call returns the first half of them.
     """
 
