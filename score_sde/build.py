@@ -101,6 +101,15 @@ def load_config(argument: str) -> dict[str, Any]:
     return values
 
 
+def options(cls: type, texts: dict[str, str], mode: str) -> Any:
+    """A mode's own options from the command line. Raises UserError that names every problem."""
+    problems: list[str] = []
+    built = schema.build(cls, {key: Text(text) for key, text in texts.items()}, f"--{mode}", problems)
+    if problems:
+        raise UserError("; ".join(problems))
+    return built
+
+
 def build(config: dict[str, Any], overrides: dict[str, str], workdir: Path, command: str) -> Experiment:
     """The experiment. config: plain data, from `load_config`. overrides: dotted key to text.
 

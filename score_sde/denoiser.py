@@ -9,6 +9,7 @@ Every prediction P is a combination of the data and the noise, and so is the sta
     epsilon      0                      1
     v            −σ                     α                       (Salimans & Ho 2022)
     score        0                      −1/σ
+    scaled_score 0                      −1                      (σ score: score_sde's VE networks, before their division)
     velocity     dα/dt                  dσ/dt                   (Lipman et al. 2023)
     edm          σ/(σ_d ρ)              −α σ_d/ρ                (F of EDM, ρ² = σ² + α² σ_d², σ_d = sigma_data)
 
@@ -52,6 +53,7 @@ PREDICTIONS: dict[str, Callable[[SDE, Time, float], Coefficients]] = {
     "epsilon": lambda sde, t, sigma_data: (jnp.zeros_like(t), jnp.ones_like(t)),
     "v": lambda sde, t, sigma_data: (-sde.sigma(t), sde.alpha(t)),
     "score": lambda sde, t, sigma_data: (jnp.zeros_like(t), -1 / sde.sigma(t)),
+    "scaled_score": lambda sde, t, sigma_data: (jnp.zeros_like(t), -jnp.ones_like(t)),
     "velocity": lambda sde, t, sigma_data: (sde.alpha_derivative(t), sde.sigma_derivative(t)),
     "edm": _edm,
 }
@@ -201,7 +203,7 @@ class Parameterisation:
             steps = self.noise_condition != "step" or sde.step_times is not None
             check.that(steps, "noise_condition 'step' needs a process with steps of its own (ddpm, smld)")
             if sde.ends_in_noise:
-                blind = self.prediction in ("epsilon", "score")
+                blind = self.prediction in ("epsilon", "score", "scaled_score")
                 check.that(
                     not blind,
                     f"prediction {self.prediction!r} says nothing of the data at T, where the process is pure noise; "

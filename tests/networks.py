@@ -31,6 +31,8 @@ SMALL = {
         },
         ((8, 8, 2), (8, 12, 2)),
     ),
+    "ncsn": ({"channels": 8, "noise_levels": 5}, ((8, 8, 2), (8, 12, 2))),
+    "ncsnv2": ({"channels": 8, "noise_levels": 5, "sigma_min": 0.5, "sigma_max": 2.0}, ((8, 8, 2), (8, 12, 2))),
     "dit": ({"depth": 2, "width": 16, "heads": 2}, ((4, 6, 2), (8, 4, 2))),
     "mlp": ({"depth": 2, "width": 16}, ((2,), (5,))),
     "audio_unet": (
@@ -61,10 +63,10 @@ PYRAMID = {"fir": True, "embedding": "fourier"}
 VARIANTS = {
     "ncsnpp": [
         {},
-        {"embedding": "fourier", "fir": True, "progressive_input": "residual"},
+        {"embedding": "log_fourier", "fir": True, "progressive_input": "residual", "scale_by_sigma": True},
         {"progressive": "output_skip", "progressive_input": "input_skip", **PYRAMID},
         {"progressive": "residual", "progressive_input": "input_skip", "progressive_combine": "cat", **PYRAMID},
-        {"block": "ddpm", "skip_rescale": False, "fir": True},
+        {"block": "ddpm", "skip_rescale": False, "fir": True, "scale_by_sigma": True, "centered": False},
         {"block": "ddpm", "resample_convolution": False},
     ],
     "dit": [{}, {"positions": "rotary"}],
@@ -73,9 +75,9 @@ VARIANTS = {
     "mlp": [{}, {"fourier_features": 6, "modulation": "add", "embedding": "fourier", "fourier_scale": 1.0}],
 }
 # Networks whose paper does not begin at an output of nearly zero.
-NOT_ZERO_AT_FIRST: set[str] = {"uvit"}
+NOT_ZERO_AT_FIRST = {"ncsn", "ncsnv2", "uvit"}
 # Networks without dropout.
-NO_DROPOUT: set[str] = {"dit", "video_dit", "uvit", "mlp"}
+NO_DROPOUT = {"ncsn", "ncsnv2", "dit", "video_dit", "uvit", "mlp"}
 # For the one test that runs without jit, where every operation is compiled by itself.
 SMALLEST = {
     "ncsnpp": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
@@ -102,8 +104,14 @@ def network(name, variant=(), shape=0):
 
 
 @functools.cache
+def init(name, variant=()):
+    """Jitted key -> parameters."""
+    return quick_jit(network(name, variant).init)
+
+
+@functools.cache
 def initial(name, variant=()):
-    return quick_jit(network(name, variant).init)(jax.random.key(0))
+    return init(name, variant)(jax.random.key(0))
 
 
 @functools.cache

@@ -4,9 +4,13 @@ from score_sde.data.digits import Digits
 from score_sde.data.levels import Levels
 from score_sde.data.pipeline import Prefetched, iterate
 from score_sde.data.source import Batch, Records, Source
+from score_sde.data.synthetic import Synthetic
+from score_sde.data.tfds import TFDS
 
 SOURCES: dict[str, type[Source]] = {
     "digits": Digits,
+    "synthetic": Synthetic,
+    "tfds": TFDS,
 }
 
 __all__ = ["SOURCES", "Batch", "Levels", "Prefetched", "Records", "Source", "iterate"]

@@ -1,23 +1,27 @@
 """What main.py does, one file a mode. To add one: a file with `run(experiment, stop)`, and its line in `MODES`."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from score_sde.errors import UserError
 from score_sde.experiment import all as all_modes
-from score_sde.experiment import compare, evaluate, likelihood, sample, train, verify
+from score_sde.experiment import compare, evaluate, exporting, importing, likelihood, sample, train, verify
 from score_sde.experiment.base import Experiment
 from score_sde.training.interrupt import StopRequest
 
 
 class Mode(NamedTuple):
-    """run: the mode. check: of its settings. needs_checkpoint: whether a trained model must be there already."""
+    """run: the mode. check: of its settings. needs_checkpoint: whether a trained model must be there already.
 
-    run: Callable[[Experiment, StopRequest], None]
-    check: Callable[[Experiment], None] = lambda _: None
+    options: a dataclass of what is no setting of the experiment, given as --MODE.KEY=VALUE; run and check take one last.
+    """
+
+    run: Callable[..., None]
+    check: Callable[..., None] = lambda *_: None
     needs_checkpoint: Callable[[Experiment], bool] = lambda _: True
+    options: type | None = None
 
 
 # Modes of the program itself, without a config and a workdir.
@@ -29,17 +33,20 @@ MODES: dict[str, Mode] = {
     "evaluate": Mode(evaluate.run, evaluate.check),
     "likelihood": Mode(likelihood.run, likelihood.check),
     "compare": Mode(compare.run, compare.check, compare.needs_checkpoint),
+    "import": Mode(importing.run, importing.check, lambda _: False, importing.Import),
+    "export": Mode(exporting.run),
     "all": Mode(all_modes.run, all_modes.check, lambda _: False),
 }
 
 
-def run(name: str, experiment: Experiment, stop: StopRequest) -> None:
-    """Runs the mode `name`: checks the workdir and its checkpoint, and only then changes it.
+def run(name: str, experiment: Experiment, stop: StopRequest, options: Any = None) -> None:
+    """Runs the mode `name`: checks the workdir and its checkpoint, and only then changes it. options: of the mode's class.
 
     Raises UserError with nothing changed, Interrupted with everything saved.
     """
     mode, workdir = MODES[name], experiment.workdir
-    mode.check(experiment)
+    own = () if mode.options is None else (options,)
+    mode.check(experiment, *own)
     needs_checkpoint = mode.needs_checkpoint(experiment)
     workdir.check(experiment.config, needs_checkpoint=needs_checkpoint)
     if workdir.checkpoints.exists():
@@ -56,4 +63,4 @@ def run(name: str, experiment: Experiment, stop: StopRequest) -> None:
         jax.eval_shape(experiment.init_state)  # what the network refuses, before the workdir is made
     experiment.check()  # last, since it computes a few numbers on the device
     workdir.create(experiment.config)
-    mode.run(experiment, stop)
+    mode.run(experiment, stop, *own)

@@ -234,7 +234,7 @@ class Experiment:
 
     def steps(self, duration: Duration) -> int:
         """A duration in training steps."""
-        steps = duration.steps(self.training.batch_size, len(self.train_records))
+        steps = duration.steps(self.training.batch_size, self._records(duration))
         if steps >= 2**31:
             raise UserError(f"'{duration}' are {steps:.3g} training steps, more than a counter of 32 bits holds")
         return steps
@@ -320,8 +320,12 @@ class Experiment:
 
     def half_lives(self) -> list[float]:
         """Those of the averages, in steps."""
-        count = len(self.train_records)
-        return [duration.exact_steps(self.training.batch_size, count) for duration in self.training.ema_half_lives]
+        batch_size, durations = self.training.batch_size, self.training.ema_half_lives
+        return [duration.exact_steps(batch_size, self._records(duration)) for duration in durations]
+
+    def _records(self, duration: Duration) -> int:
+        """The number of training records, which only epochs ask for: what needs no data works without them."""
+        return len(self.train_records) if duration.unit == "epochs" else 0
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the training state; nothing is computed."""

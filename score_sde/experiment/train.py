@@ -90,7 +90,8 @@ def _initial(experiment: Experiment, checkpoints, batches: Prefetched) -> TrainS
     """The newest checkpoint's state, with `batches` put where it was, or a new one created sharded."""
     restored = checkpoints.restore(experiment.abstract_state())
     if restored is not None:
-        batches.restore(restored.data)
+        if restored.data is not None:  # an imported checkpoint has no place in the data yet
+            batches.restore(restored.data)
         if int(restored.state.step) < experiment.training_steps:
             say(f"train: going on from step {int(restored.state.step)} of {experiment.training_steps}")
         return restored.state

@@ -6,6 +6,9 @@ with w a weighting, P the prediction that it weights (ε for most), whatever the
 configured. At the steps of `ddpm` and `smld` (times "steps", weighting "sigma2") it is DDPM's simple loss and NCSN's
 loss, Σ_i σ_i² |score error|²/N.
 
+`reduction` "sum" takes ½ Σ_d for mean_d, as score_sde's VE experiments do: Adam does not see the factor, a bound on the gradient's
+norm does.
+
 Source: Vincent 2011; Ho et al. 2020, eq. 14; Song et al. 2021, eq. 7.
 """
 
@@ -15,15 +18,25 @@ import jax.numpy as jnp
 
 from score_sde import rng
 from score_sde.denoiser import PREDICTIONS, Denoiser
+from score_sde.errors import Checks
 from score_sde.losses.base import Loss, Objective
 from score_sde.losses.weightings import Weighting
 from score_sde.sde import expand
 from score_sde.typing import Condition, Data, Keys, PerSample, Time
 
 
+REDUCTIONS = ("mean", "sum")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoising(Objective):
-    """Denoising score matching. See the module."""
+    """Denoising score matching. reduction: over a sample's values, "mean" or "sum". See the module."""
+
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        with Checks() as check:
+            check.name("reduction", self.reduction, REDUCTIONS)
 
     def __call__(
         self,
@@ -36,7 +49,8 @@ class Denoising(Objective):
         factor: PerSample,
     ) -> Loss:
         loss = weighting(denoiser.sde, t) * squared_error(denoiser, weighting.of, x_0, condition, keys, t)
-        return Loss(factor * loss, loss)
+        scale = 1.0 if self.reduction == "mean" else x_0[0].size / 2
+        return Loss(factor * scale * loss, loss)
 
 
 def squared_error(

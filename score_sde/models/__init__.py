@@ -5,13 +5,17 @@ from score_sde.models.ddpm import DDPM
 from score_sde.models.dit import DiT, VideoDiT
 from score_sde.models.functional import Network, Settings
 from score_sde.models.mlp import MLP
+from score_sde.models.ncsn import NCSN
 from score_sde.models.ncsnpp import NCSNpp
+from score_sde.models.ncsnv2 import NCSNv2
 from score_sde.models.uvit import UViT
 from score_sde.models.video_unet import VideoUNet
 
 NETWORKS: dict[str, type[Settings]] = {
     "ncsnpp": NCSNpp,
     "ddpm": DDPM,
+    "ncsn": NCSN,
+    "ncsnv2": NCSNv2,
     "dit": DiT,
     "video_dit": VideoDiT,
     "uvit": UViT,

@@ -8,14 +8,14 @@ import dataclasses
 from flax import nnx
 
 from score_sde.errors import Checks
-from score_sde.models.conditioning import Conditions
 from score_sde.models.ncsnpp import NCSNpp, NCSNppModule
+from score_sde.models.sigmas import Sigmas
 
 GROUPS = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DDPM(Conditions):
+class DDPM(Sigmas):
     """Settings of the network; each as in `NCSNpp`. channels: a multiple of 32."""
 
     channels: int = 128
@@ -32,16 +32,17 @@ class DDPM(Conditions):
         with Checks() as check:
             fits = self.channels > 0 and self.channels % GROUPS == 0
             check.that(fits, f"channels must be a multiple of {GROUPS}, not {self.channels}")
-        self._general()
+        self.general()
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
-        self._general().check_shape(shape)
+        self.general().check_shape(shape)
 
     def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> NCSNppModule:
         """The module for samples of `shape`."""
-        return self._general().build(shape, rngs)
+        return self.general().build(shape, rngs)
 
-    def _general(self) -> NCSNpp:
+    def general(self) -> NCSNpp:
+        """The same network as one of NCSN++'s."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return NCSNpp(**own, block="ddpm", skip_rescale=False, groups=GROUPS)

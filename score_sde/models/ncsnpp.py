@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from score_sde.errors import Checks, UserError
 from score_sde.models.attention import CrossAttention, attend
-from score_sde.models.conditioning import ConditionEmbedding, Conditions, check_image
+from score_sde.models.conditioning import ConditionEmbedding, check_image
 from score_sde.models.layers import (
     DTYPES,
     Dtype,
@@ -33,6 +33,7 @@ from score_sde.models.layers import (
     rematerialised,
 )
 from score_sde.models.resample import NAIVE, downsample, smooth, upsample
+from score_sde.models.sigmas import Sigmas, over
 from score_sde.models.video import AttentionOverTime
 from score_sde.typing import Condition
 
@@ -40,7 +41,7 @@ Image = Float[Array, "batch *space channels"]
 Embedding = Float[Array, "batch features"]
 SMALL_SCALE = 0.1  # of the initialiser of 1×1 projections, as in DDPM
 
-EMBEDDINGS = ("positional", "fourier")
+EMBEDDINGS = ("positional", "fourier", "log_fourier")
 BLOCKS = ("biggan", "ddpm")
 PROGRESSIVE = ("none", "output_skip", "residual")
 PROGRESSIVE_INPUT = ("none", "input_skip", "residual")
@@ -48,11 +49,12 @@ COMBINE = ("sum", "cat")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UNet(Conditions):
+class UNet(Sigmas):
     """Settings of the network for images, and of its form for video.
 
     channels: width at full resolution, times `channel_multipliers` below. attention_resolutions: heights in
-    pixels at which attention follows each block. embedding: of the noise condition; fourier_scale: σ of its frequencies.
+    pixels at which attention follows each block. embedding: of the noise condition, "log_fourier" of its logarithm as in
+    score_sde, where it is σ; fourier_scale: standard deviation of the frequencies.
     block: "biggan" resamples within residual blocks, "ddpm" between them, by convolutions where `resample_convolution`.
     fir: whether resampling takes `fir_kernel` and not nearest neighbours and means. skip_rescale: every sum of two by
     1/√2. progressive, progressive_input: how the output is built up and the input fed in over the resolutions;
@@ -107,6 +109,9 @@ class UNet(Conditions):
             check.that(divides, f"groups must divide channels={self.channels}, or be 0 for min(C/4, 32), not {self.groups}")
             check.that(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
             self.check_conditions(check)
+            self.check_sigmas(check)
+            told = not self.scale_by_sigma or self.embedding != "fourier"
+            check.that(told, "scale_by_sigma needs embedding 'log_fourier' of sigma itself, or 'positional' of a level")
 
     def check_image_shape(self, network: str, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
@@ -294,9 +299,9 @@ class NCSNppModule(nnx.Module):
 
     def _build_embedding(self, settings: NCSNpp, dtype: Dtype, rngs: nnx.Rngs) -> None:
         width = settings.channels
-        features = 2 * width if settings.embedding == "fourier" else width
+        features = width if settings.embedding == "positional" else 2 * width
         if settings.noise_conditional:
-            if settings.embedding == "fourier":
+            if settings.embedding != "positional":
                 self.fourier = FourierEmbedding(features, settings.fourier_scale, rngs=rngs)
             self.embed_in = dense(features, 4 * width, dtype=dtype, rngs=rngs)
             self.embed_out = dense(4 * width, 4 * width, dtype=dtype, rngs=rngs)
@@ -398,11 +403,18 @@ class NCSNppModule(nnx.Module):
                 return h
             return rematerialised(lambda h: attention(h, tokens), self.settings.remat)(h)
 
-        h, skips = self._down(self.condition.with_image(x, condition), run, attended)
+        h, skips = self._down(self.condition.with_image(self.settings.to_centre(x), condition), run, attended)
         h = attended(self.middle_attention, run(self.middle_in, h))
         h, pyramid = self._up(run(self.middle_out, h), skips, run, attended)
         output = pyramid if self.settings.progressive == "output_skip" else self.tail(h)
-        return output.astype(jnp.float32)
+        return self._scaled(output.astype(jnp.float32), noise_condition)
+
+    def _scaled(self, output: Image, noise_condition: Float[Array, "batch"]) -> Image:
+        settings = self.settings
+        if not settings.scale_by_sigma:
+            return output
+        told = settings.embedding != "positional"
+        return over(output, noise_condition if told else settings.sigma_of_level(noise_condition))
 
     def _down(self, x: Image, run: Any, attended: Any) -> tuple[Image, list[Image]]:
         settings, pyramid, h = self.settings, x, self.conv_in(x)
@@ -450,9 +462,10 @@ class NCSNppModule(nnx.Module):
         settings, batch = self.settings, len(noise_condition)
         told: Any = self.condition.features(condition, batch)
         if settings.noise_conditional:
-            if settings.embedding == "fourier":
-                features = self.fourier(noise_condition)
-            else:
+            if settings.embedding == "positional":
                 features = positional_embedding(noise_condition, settings.channels)
+            else:
+                log = settings.embedding == "log_fourier"
+                features = self.fourier(jnp.log(noise_condition) if log else noise_condition)
             told = self.embed_out(jax.nn.swish(self.embed_in(features))) + told
         return None if isinstance(told, float) else jax.nn.swish(told)

@@ -77,7 +77,7 @@ def listed(names: Iterable[object]) -> str:
 
 def checked(network: Network, params: Params, tensors: Tensors, where: str) -> Params:
     """`params`, once every tensor was used and every parameter is there in its shape. Raises UserError otherwise."""
-    known, given = network.parameters(), dict(_flat(params))
+    known, given = network.parameters(), dict(flat(params))
     name = lambda path: ".".join(map(str, path))
     problems = []
     if tensors.missing:
@@ -102,9 +102,10 @@ def checked(network: Network, params: Params, tensors: Tensors, where: str) -> P
     return params
 
 
-def _flat(node: Any, path: tuple[str | int, ...] = ()) -> Iterable[tuple[tuple[str | int, ...], np.ndarray]]:
+def flat(node: Any, path: tuple[str | int, ...] = ()) -> Iterable[tuple[tuple[str | int, ...], np.ndarray]]:
+    """The leaves of nested dicts, each with its path."""
     if not isinstance(node, dict):
         yield path, node
         return
     for key, value in node.items():
-        yield from _flat(value, (*path, key))
+        yield from flat(value, (*path, key))

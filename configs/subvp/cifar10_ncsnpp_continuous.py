@@ -1,0 +1,22 @@
+"""NCSN++ on CIFAR-10: sub-VP.
+
+Command:   python main.py --config=configs/subvp/cifar10_ncsnpp_continuous.py --workdir=runs/cifar10_ncsnpp_continuous
+Cost:      1,300,000 steps of 128 images; `scripts/benchmark --models` has the seconds of one here.
+Expected:  no figure was published with this configuration.
+Paper:     Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.bases import images, score_sde
+
+
+def get_config() -> ConfigDict:
+    """See the file."""
+    config = ConfigDict()
+    images.apply(config, "cifar10", size=32, centered=True)
+    score_sde.model(config, "ncsnpp")
+    score_sde.vp(config, name="subvp")
+    score_sde.training(config, iterations=1300000, batch_size=128, ema_rate=0.9999)
+    score_sde.sampling(config, "euler_maruyama", "none", snr=0.16, moves=1, steps=1000)
+    return config

@@ -1,0 +1,24 @@
+"""NCSN on CelebA at 64x64: NCSN's chain of 10 levels from sigma = 1.
+
+Command:   python main.py --config=configs/ve/ncsn/celeba.py --workdir=runs/celeba
+Cost:      1,300,000 steps of 128 images; `scripts/benchmark --models` has the seconds of one here.
+Expected:  no figure was published with this configuration.
+Paper:     Song & Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", NeurIPS 2019.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.bases import images, score_sde
+
+
+def get_config() -> ConfigDict:
+    """See the file."""
+    config = ConfigDict()
+    images.apply(config, "celeba", size=64, centered=False)
+    score_sde.model(config, "ncsn")
+    score_sde.ve(config, sigma_max=1.0, levels=10, continuous=False)
+    score_sde.training(
+        config, iterations=1300000, batch_size=128, ema_rate=0.0, learning_rate=0.001, warmup=0, gradient_clip=0.0
+    )
+    score_sde.sampling(config, "none", "annealed_langevin", snr=0.316, moves=100, steps=10)
+    return config

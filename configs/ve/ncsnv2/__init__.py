@@ -1,0 +1,1 @@
+"""score_sde's experiments; see configs/bases/score_sde.py for what they share."""

@@ -1,0 +1,25 @@
+"""--mode=export: the averaged parameters of the newest checkpoint as `export/STEP.safetensors` in the workdir.
+
+The names are the parameters' paths, and the file's metadata hold the resolved config (`config`), the `step` and which
+average it is (`ema_half_life`). --mode=import reads it back; so does anything else that reads safetensors.
+"""
+
+import json
+
+from score_sde.experiment.base import Experiment
+from score_sde.pretrained.load import save
+from score_sde.training.interrupt import StopRequest
+from score_sde.writers import say
+
+
+def run(experiment: Experiment, stop: StopRequest) -> None:
+    """Writes the file."""
+    _, step, params = experiment.restore()
+    stop.check()
+    folder = experiment.workdir.path / "export"
+    folder.mkdir(exist_ok=True)
+    half_life = str(experiment.training.ema_half_lives[experiment.evaluation.ema])
+    metadata = {"config": json.dumps(experiment.config), "step": str(step), "ema_half_life": half_life}
+    path = folder / f"{step}.safetensors"
+    save(path, params["network"], metadata)
+    say(f"export: {experiment.network.size():,} parameters of step {step} in {path}")

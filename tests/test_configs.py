@@ -1,0 +1,131 @@
+"""Every config: builds at its full size without computing anything, and trains two steps of main.py at a reduced one."""
+
+import functools
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from score_sde import build
+from score_sde.models import NETWORKS, Network
+from score_sde.pretrained import score_sde_pytorch
+from tests import program
+
+CONFIGS = program.ROOT / "configs"
+FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.name != "__init__.py" and "bases" not in path.parts)
+# Files that take an argument, and those of them to try; the rest are tried without.
+ARGUMENTS = {"digits.py": ["vp", "subvp", "ve", "likelihood", "vdm", "cld"]}
+# Settings of a model that make any of its kind small.
+SMALL = {
+    "ncsnpp": {"channels": 8, "channel_multipliers": "1,1", "blocks_per_resolution": 1, "attention_resolutions": 8},
+    "ddpm": {"channels": 32, "channel_multipliers": "1,1", "blocks_per_resolution": 1, "attention_resolutions": 8},
+    "ncsn": {"channels": 4},
+    "ncsnv2": {"channels": 4},
+}
+SIZE = {"ncsnv2": 16}
+
+ALL = [
+    (str(path.relative_to(CONFIGS)), argument)
+    for path in FILES
+    for argument in ARGUMENTS.get(str(path.relative_to(CONFIGS)), [""])
+]
+each = pytest.mark.parametrize(("file", "argument"), ALL, ids=[":".join(filter(None, pair)) for pair in ALL])
+
+
+@functools.cache
+def _values(file, argument):
+    return build.load_config(str(CONFIGS / file) + (f":{argument}" if argument else ""))
+
+
+@each
+def test_builds_at_full_size(file, argument, tmp_path):
+    experiment = build.build(_values(file, argument), {}, tmp_path / "run", "")
+    experiment.check()
+    state = jax.eval_shape(experiment.init_state)
+    assert all(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert experiment.network.size() == sum(leaf.size for leaf in jax.tree.leaves(state.params["network"]))
+    assert not (tmp_path / "run").exists()
+
+
+@each
+def test_says_what_it_is(file, argument):
+    """Paper, cost, what to expect and the command, which is its own."""
+    text = (CONFIGS / file).read_text(encoding="utf-8")
+    for word in ("Command:", "Cost:", "Expected:", "Paper:"):
+        assert f"\n{word} " in text, word
+    assert f"--config=configs/{file}" in text
+
+
+@each
+def test_trains_two_steps(file, argument, tmp_path):
+    values = _values(file, argument)
+    name = values["model"]["name"]
+    overrides = {f"model.{key}": value for key, value in SMALL[name].items()}
+    if file != "digits.py":
+        data = {"size": SIZE.get(name, 16), "records": 4, "low": values["data"]["low"]}
+        overrides |= {"data.source": "synthetic", **{f"data.{key}": value for key, value in data.items()}}
+        overrides["evaluation.metrics"] = "frechet_pixels"
+    else:
+        overrides = {"model.channels": 8, "model.channel_multipliers": 1}
+    overrides |= {"training.batch_size": 2, "training.duration": "2 steps", "training.log_every": "1 steps"}
+    flags = [f"--config.{key}={value}" for key, value in overrides.items()]
+    config = str(CONFIGS / file) + (f":{argument}" if argument else "")
+    assert program.main(program.flags(tmp_path / "run", "train", *flags, config=config)) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+
+
+# --- score_sde's own, against the original's configs as they were recorded ------------------------------------------
+
+ORIGINAL = json.loads((Path(__file__).parent / "fixtures" / "score_sde_configs.json").read_text())
+
+
+@pytest.mark.parametrize("name", sorted(ORIGINAL))
+def test_the_published_settings_are_kept(name):
+    original, ours = ORIGINAL[name], build.load_config(str(CONFIGS / f"{name}.py"))
+    model, settings = score_sde_pytorch.settings_of(original)
+    assert ours["model"]["name"] == model
+    built = NETWORKS[model](**{key: value for key, value in ours["model"].items() if key != "name"})
+    for key, value in settings.items():
+        told_levels = ours["sde"]["name"] == "smld"  # else the network does not use its table of levels
+        if told_levels or key not in ("sigma_min", "sigma_max", "noise_levels"):
+            assert getattr(built, key) == value, key
+    assert ours["data"]["size"] == original["data"]["image_size"]
+    assert ours["data"]["low"] == (-1 if original["data"]["centered"] else 0)
+    assert ours["training"]["batch_size"] == original["training"]["batch_size"]
+    assert ours["training"]["duration"] == f"{original['training']['n_iters'] - 1} steps"
+    rate, half_life = original["model"]["ema_rate"], float(ours["training"]["ema_half_lives"][0].split()[0])
+    assert 0.5 ** (1 / half_life) == pytest.approx(rate, abs=1e-8)
+    assert ours["optimiser"]["learning_rate"] == original["optim"]["lr"]
+    assert ours["optimiser"]["warmup"] == f"{original['optim']['warmup']} steps"
+    assert ours["optimiser"]["gradient_clip"] == max(0, original["optim"]["grad_clip"])
+    assert ours["objective"]["reduction"] == ("mean" if original["training"]["reduce_mean"] else "sum")
+    sampler = ours["samplers"]["pc"]
+    assert sampler["steps"] == original["model"]["num_scales"]
+    if sampler["corrector"] != "none":
+        assert sampler["snr"] == original["sampling"]["snr"]
+        assert sampler["corrector_steps"] == original["sampling"]["n_steps_each"]
+
+
+# Parameters as published, in millions, to the digits given.
+COUNTS = {
+    "ve/cifar10_ncsnpp_continuous": 62.759,
+    "ve/cifar10_ncsnpp_deep_continuous": 107.587,
+    "vp/cifar10_ddpmpp_continuous": 61.804,
+    "vp/cifar10_ddpmpp_deep_continuous": 106.633,
+    "ve/cifar10_ncsnpp": 62.693,
+    "vp/ddpm/cifar10": 35.219,
+    "vp/ddpm/bedroom": 111.57,
+    "ve/ffhq_256_ncsnpp_continuous": 65.575,
+    "ve/ffhq_ncsnpp_continuous": 105.786,
+}
+
+
+@pytest.mark.parametrize("name", sorted(COUNTS))
+def test_the_published_number_of_parameters(name, tmp_path):
+    network = build.build(build.load_config(str(CONFIGS / f"{name}.py")), {}, tmp_path, "").network
+    assert isinstance(network, Network)
+    digits = len(str(COUNTS[name]).split(".")[1])
+    assert round(network.size() / 1e6, digits) == COUNTS[name]
