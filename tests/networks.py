@@ -33,6 +33,30 @@ SMALL = {
     ),
     "ncsn": ({"channels": 8, "noise_levels": 5}, ((8, 8, 2), (8, 12, 2))),
     "ncsnv2": ({"channels": 8, "noise_levels": 5, "sigma_min": 0.5, "sigma_max": 2.0}, ((8, 8, 2), (8, 12, 2))),
+    "dit": ({"depth": 2, "width": 16, "heads": 2}, ((4, 6, 2), (8, 4, 2))),
+    "mlp": ({"depth": 2, "width": 16}, ((2,), (5,))),
+    "audio_unet": (
+        {
+            "channels": 8,
+            "channel_multipliers": (1, 2),
+            "blocks_per_resolution": 1,
+            "attention_levels": 1,
+            "dropout": 0.3,
+        },
+        ((8, 2), (12, 2)),
+    ),
+    "video_unet": (
+        {
+            "channels": 8,
+            "channel_multipliers": (1, 2),
+            "blocks_per_resolution": 1,
+            "attention_resolutions": (2,),
+            "dropout": 0.3,
+        },
+        ((3, 4, 4, 2), (2, 4, 6, 2)),
+    ),
+    "uvit": ({"depth": 2, "width": 16, "heads": 2}, ((4, 6, 2), (8, 4, 2))),
+    "video_dit": ({"depth": 1, "width": 16, "heads": 2}, ((3, 4, 4, 2), (2, 4, 6, 2))),
 }
 # Choices that change the network, tested one by one against its small settings.
 PYRAMID = {"fir": True, "embedding": "fourier"}
@@ -45,15 +69,22 @@ VARIANTS = {
         {"block": "ddpm", "skip_rescale": False, "fir": True, "scale_by_sigma": True, "centered": False},
         {"block": "ddpm", "resample_convolution": False},
     ],
+    "dit": [{}, {"positions": "rotary"}],
+    "audio_unet": [{}, {"block": "ddpm", "fir": True}],
+    "uvit": [{}, {"positions": "rotary", "final_convolution": False}],
+    "mlp": [{}, {"fourier_features": 6, "modulation": "add", "embedding": "fourier", "fourier_scale": 1.0}],
 }
 # Networks whose paper does not begin at an output of nearly zero.
-NOT_ZERO_AT_FIRST = {"ncsn", "ncsnv2"}
+NOT_ZERO_AT_FIRST = {"ncsn", "ncsnv2", "uvit"}
 # Networks without dropout.
-NO_DROPOUT = {"ncsn", "ncsnv2"}
+NO_DROPOUT = {"ncsn", "ncsnv2", "dit", "video_dit", "uvit", "mlp"}
 # For the one test that runs without jit, where every operation is compiled by itself.
 SMALLEST = {
     "ncsnpp": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
     "ddpm": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
+    "dit": {"depth": 1},
+    "audio_unet": {"channel_multipliers": (1,), "attention_levels": 0, "dropout": 0.0},
+    "video_unet": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
 }
 # The widths of small conditions, and what each network may be told; all, unless it is here.
 WIDTHS = {"label": 4, "vector": 3, "tokens": 5, "image": 2}
@@ -85,9 +116,13 @@ def initial(name, variant=()):
 
 @functools.cache
 def moved(name, variant=(), shape=0):
+    return moved_of(network(name, variant, shape))
+
+
+def moved_of(network):
     """Parameters off their initial values, where nothing is zero any more, and each about as large as in training."""
     generator, params = np.random.default_rng(1), {}
-    for path, known in network(name, variant, shape).parameters().items():
+    for path, known in network.parameters().items():
         inputs = np.prod(known.shape[:-1]) if len(known.shape) > 1 else 25.0
         value = generator.normal(size=known.shape) / np.sqrt(inputs) + (path[-1] == "scale")
         *folders, last = path

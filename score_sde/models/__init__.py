@@ -1,16 +1,27 @@
 """Score networks. To add one: a file with its settings and nnx module, and its line in `NETWORKS`."""
 
+from score_sde.models.audio_unet import AudioUNet
 from score_sde.models.ddpm import DDPM
+from score_sde.models.dit import DiT, VideoDiT
 from score_sde.models.functional import Network, Settings
+from score_sde.models.mlp import MLP
 from score_sde.models.ncsn import NCSN
 from score_sde.models.ncsnpp import NCSNpp
 from score_sde.models.ncsnv2 import NCSNv2
+from score_sde.models.uvit import UViT
+from score_sde.models.video_unet import VideoUNet
 
 NETWORKS: dict[str, type[Settings]] = {
     "ncsnpp": NCSNpp,
     "ddpm": DDPM,
     "ncsn": NCSN,
     "ncsnv2": NCSNv2,
+    "dit": DiT,
+    "video_dit": VideoDiT,
+    "uvit": UViT,
+    "mlp": MLP,
+    "audio_unet": AudioUNet,
+    "video_unet": VideoUNet,
 }
 
 __all__ = ["NETWORKS", "Network", "Settings"]

@@ -6,6 +6,8 @@ Of more than `CHUNK` queries the result is computed a chunk of queries at a time
 pass, so that memory grows with the number of tokens and not with its square.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -44,12 +46,21 @@ def split_heads(x: Float[Array, "batch tokens channels"], heads: int) -> Heads:
 class CrossAttention(nnx.Module):
     """x + Wₒ attention(W_q norm(x), W_k tokens, W_v tokens) over all places of x; the identity at first, to `ZERO_INIT`.
 
-    heads: of `channels`/`heads` features each.
+    heads: of `channels`/`heads` features each. norm: of x, by default a group normalisation.
     """
 
-    def __init__(self, channels: int, token_features: int, *, heads: int = 1, dtype: Dtype, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        channels: int,
+        token_features: int,
+        *,
+        heads: int = 1,
+        norm: nnx.Module | None = None,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.heads = heads
-        self.norm = GroupNorm(channels, dtype=dtype)
+        self.norm: Any = norm or GroupNorm(channels, dtype=dtype)
         self.query = dense(channels, channels, axes=("in", "heads"), dtype=dtype, rngs=rngs)
         self.key_value = dense(token_features, 2 * channels, axes=("in", "heads"), dtype=dtype, rngs=rngs)
         self.output = dense(channels, channels, scale=0.0, axes=("heads", "out"), dtype=dtype, rngs=rngs)

@@ -57,12 +57,23 @@ class Conditions:
 
 
 class ConditionEmbedding(nnx.Module):
-    """The condition's parts in the form that a network works with. features: width of the noise embedding."""
+    """The condition's parts in the form that a network works with.
 
-    def __init__(self, settings: Conditions, features: int, *, dtype: Dtype, rngs: nnx.Rngs) -> None:
+    features: width of the noise embedding. label_init: initialiser of the labels' table, where not nnx's own.
+    """
+
+    def __init__(
+        self,
+        settings: Conditions,
+        features: int,
+        *,
+        label_init: nnx.Initializer | None = None,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.settings, self.dtype = settings, dtype
         if settings.classes:
-            self.label = embedding(settings.classes + 1, features, dtype=dtype, rngs=rngs)
+            self.label = embedding(settings.classes + 1, features, init=label_init, dtype=dtype, rngs=rngs)
         if settings.vector_features:
             self.null_vector = parameter(jnp.zeros(settings.vector_features), "channels")
             self.vector = dense(settings.vector_features, features, dtype=dtype, rngs=rngs)

@@ -35,9 +35,10 @@ from score_sde.models.layers import (
 )
 from score_sde.models.resample import NAIVE, downsample, smooth, upsample
 from score_sde.models.sigmas import Sigmas, over
+from score_sde.models.video import AttentionOverTime
 from score_sde.typing import Condition
 
-Image = Float[Array, "batch height width channels"]
+Image = Float[Array, "batch *space channels"]
 Embedding = Float[Array, "batch features"]
 SMALL_SCALE = 0.1  # of the initialiser of 1×1 projections, as in DDPM
 
@@ -49,8 +50,8 @@ COMBINE = ("sum", "cat")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NCSNpp(Sigmas):
-    """Settings of the network.
+class UNet(Sigmas):
+    """Settings of the network for images, and of its form for video.
 
     channels: width at full resolution, times `channel_multipliers` below. attention_resolutions: heights in pixels
     at which attention follows each block. embedding: of the noise condition, "log_fourier" of its logarithm as in
@@ -115,13 +116,28 @@ class NCSNpp(Sigmas):
             told = not self.scale_by_sigma or self.embedding != "fourier"
             check.that(told, "scale_by_sigma needs embedding 'log_fourier' of sigma itself, or 'positional' of a level")
 
-    def check_shape(self, shape: tuple[int, ...]) -> None:
+    def check_image_shape(self, network: str, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
-        check_image("ncsnpp", shape, 2 ** (len(self.channel_multipliers) - 1))
+        check_image(network, shape, 2 ** (len(self.channel_multipliers) - 1))
         heights = [shape[0] // 2**level for level in range(len(self.channel_multipliers))]
         unknown = [height for height in self.attention_resolutions if height not in heights]
         if unknown:
-            raise UserError(f"ncsnpp: attention_resolutions {unknown} are none of the heights {heights} it works at")
+            raise UserError(f"{network}: attention_resolutions {unknown} are none of the heights {heights} it works at")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NCSNpp(UNet):
+    """Settings of the network, those of `UNet`; what else the module needs is not for a config.
+
+    dimensions: axes between batch and channels. frames: of the videos whose frames are folded into the batch, or 0.
+    """
+
+    dimensions: int = dataclasses.field(default=2, metadata={"setting": False})
+    frames: int = dataclasses.field(default=0, metadata={"setting": False})
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
+        self.check_image_shape("ncsnpp", shape)
 
     def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> "NCSNppModule":
         """The module for samples of `shape`."""
@@ -140,8 +156,8 @@ class Attention(nnx.Module):
         self.rescale = math.sqrt(0.5) if settings.skip_rescale else 1.0
 
     def __call__(self, x: Image) -> Image:
-        batch, height, width, channels = x.shape
-        projected = self.query_key_value(self.norm(x)).reshape(batch, height * width, 1, 3 * channels)
+        batch, channels = x.shape[0], x.shape[-1]
+        projected = self.query_key_value(self.norm(x)).reshape(batch, -1, 1, 3 * channels)
         query, key, value = jnp.split(projected, 3, axis=-1)
         return (x + self.output(attend(query, key, value).reshape(x.shape))) * self.rescale
 
@@ -157,12 +173,13 @@ class Block(nnx.Module):
         self.resample, self.kernel = resample, settings.fir_kernel if settings.fir else NAIVE
         self.rescale = math.sqrt(0.5) if settings.skip_rescale else 1.0
         self.norm_in = GroupNorm(in_channels, groups=groups, dtype=dtype)
-        self.conv_in = conv(in_channels, out_channels, 3, dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = {"dimensions": settings.dimensions, "dtype": dtype, "rngs": rngs}
+        self.conv_in = conv(in_channels, out_channels, 3, **options)
         told = settings.noise_conditional or settings.classes or settings.vector_features
         self.embedding = dense(4 * settings.channels, out_channels, dtype=dtype, rngs=rngs) if told else None
         self.norm_out = GroupNorm(out_channels, groups=groups, dtype=dtype)
         self.dropout = nnx.Dropout(settings.dropout)
-        self.conv_out = conv(out_channels, out_channels, 3, scale=0.0, dtype=dtype, rngs=rngs)
+        self.conv_out = conv(out_channels, out_channels, 3, scale=0.0, **options)
         changed = in_channels != out_channels or resample != "none"
         scale = 1.0 if settings.block == "biggan" else SMALL_SCALE
         # A 1×1 convolution as a matrix: XLA would otherwise move it into the layout of convolutions and back.
@@ -199,7 +216,7 @@ class Upsample(nnx.Module):
         self.fir, self.kernel = settings.fir, settings.fir_kernel if settings.fir else NAIVE
         padding = "VALID" if settings.fir else "SAME"
         options = {"dtype": DTYPES[settings.dtype], "rngs": rngs, "padding": padding}
-        self.conv = conv(channels, out, 3, **options) if convolution else None
+        self.conv = conv(channels, out, 3, dimensions=settings.dimensions, **options) if convolution else None
 
     def __call__(self, x: Image) -> Image:
         if self.conv is None:
@@ -212,9 +229,9 @@ class Downsample(nnx.Module):
 
     def __init__(self, channels: int, out: int, settings: NCSNpp, *, convolution: bool, rngs: nnx.Rngs) -> None:
         self.fir, self.kernel = settings.fir, settings.fir_kernel if settings.fir else NAIVE
-        padding: Any = "VALID" if settings.fir else ((0, 1), (0, 1))
+        padding: Any = "VALID" if settings.fir else ((0, 1),) * settings.dimensions
         options = {"dtype": DTYPES[settings.dtype], "rngs": rngs, "padding": padding, "strides": 2}
-        self.conv = conv(channels, out, 3, **options) if convolution else None
+        self.conv = conv(channels, out, 3, dimensions=settings.dimensions, **options) if convolution else None
 
     def __call__(self, x: Image) -> Image:
         if self.conv is None:
@@ -241,24 +258,28 @@ class Tail(nnx.Module):
     def __init__(self, channels: int, out: int, settings: NCSNpp, *, scale: float, rngs: nnx.Rngs) -> None:
         dtype: Any = DTYPES[settings.dtype]
         self.norm = GroupNorm(channels, groups=settings.groups or None, dtype=dtype)
-        self.conv = conv(channels, out, 3, scale=scale, dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = {"dimensions": settings.dimensions, "dtype": dtype, "rngs": rngs}
+        self.conv = conv(channels, out, 3, scale=scale, **options)
 
     def __call__(self, h: Image) -> Image:
         return self.conv(jax.nn.swish(self.norm(h)))
 
 
 class Attended(nnx.Module):
-    """Self-attention, and attention to the condition's tokens where the network takes some."""
+    """Self-attention, attention to the condition's tokens where the network takes some, and over time in a video."""
 
     def __init__(self, channels: int, settings: NCSNpp, *, rngs: nnx.Rngs) -> None:
+        dtype: Any = DTYPES[settings.dtype]
         self.own = Attention(channels, settings, rngs=rngs)
         if settings.token_features:
-            dtype: Any = DTYPES[settings.dtype]
             self.cross = CrossAttention(channels, settings.token_features, dtype=dtype, rngs=rngs)
+        frames = settings.frames
+        self.over_time = AttentionOverTime(channels, frames, dtype=dtype, rngs=rngs) if frames else None
 
     def __call__(self, h: Image, tokens: Any) -> Image:
         h = self.own(h)
-        return h if tokens is None else self.cross(h, *tokens)
+        h = h if tokens is None else self.cross(h, *tokens)
+        return h if self.over_time is None else self.over_time(h)
 
 
 class NCSNppModule(nnx.Module):
@@ -270,7 +291,7 @@ class NCSNppModule(nnx.Module):
         self.settings = settings
         self._build_embedding(settings, dtype, rngs)
         inputs = shape[-1] + settings.image_channels
-        self.conv_in = conv(inputs, width, 3, dtype=dtype, rngs=rngs)
+        self.conv_in = conv(inputs, width, 3, dimensions=settings.dimensions, dtype=dtype, rngs=rngs)
         channels, skips = self._build_down(settings, shape[0], inputs, rngs)
         self.middle_in = Block(channels, channels, settings, rngs=rngs)
         self.middle_attention = Attended(channels, settings, rngs=rngs)
