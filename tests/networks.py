@@ -31,6 +31,18 @@ SMALL = {
         },
         ((8, 8, 2), (8, 12, 2)),
     ),
+    "edm2": (
+        {
+            "channels": 8,
+            "channel_multipliers": (1, 2),
+            "blocks_per_resolution": 1,
+            "attention_resolutions": (4,),
+            "channels_per_head": 8,
+            "uncertainty_features": 0,
+            "dropout": 0.3,
+        },
+        ((8, 8, 2), (8, 12, 2)),
+    ),
 }
 # Choices that change the network, tested one by one against its small settings.
 PYRAMID = {"fir": True, "embedding": "fourier"}
@@ -52,9 +64,10 @@ NO_DROPOUT: set[str] = set()
 SMALLEST = {
     "ncsnpp": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
     "ddpm": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
+    "edm2": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
 }
 # The widths of small conditions, and what each network may be told; all, unless it is here.
-WIDTHS = {"label": 4, "vector": 3, "tokens": 5, "image": 2}
+WIDTHS = {"label": 4, "vector": 3, "tokens": 5, "image": 2, "augment": 3}
 CONDITIONS = {name: tuple(SETTING) for name in NETWORKS}
 BATCH = 3
 
@@ -109,11 +122,12 @@ def conditioned(name):
 
 def condition(name, batch=BATCH):
     """One of each kind that the network can take."""
-    keys, space = jax.random.split(jax.random.key(4), 3), SMALL[name][1][0][:-1]
+    keys, space = jax.random.split(jax.random.key(4), 4), SMALL[name][1][0][:-1]
     full = {
         "label": jax.numpy.arange(batch) % WIDTHS["label"],
         "vector": jax.random.normal(keys[0], (batch, WIDTHS["vector"])),
         "tokens": jax.random.normal(keys[1], (batch, 6, WIDTHS["tokens"])),
         "image": jax.random.normal(keys[2], (batch, *space, WIDTHS["image"])),
+        "augment": jax.random.normal(keys[3], (batch, WIDTHS["augment"])),
     }
     return {key: full[key] for key in CONDITIONS[name]}

@@ -1,7 +1,9 @@
 """The one place where an nnx module is split and merged: networks leave `models` as pure functions."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -29,6 +31,15 @@ class Settings(Builder, Protocol):
     @property
     def classes(self) -> int:
         """How many labels the network takes; 0 where it takes none."""
+        ...
+
+    @property
+    def learns_log_variance(self) -> bool:
+        """Whether its module has a `log_variance(noise_condition)`."""
+        ...
+
+    def project(self, params: Params) -> Params:
+        """See `Network.project`."""
         ...
 
 
@@ -66,7 +77,7 @@ def parameters_of(settings: Builder, shape: tuple[int, ...]) -> dict[Path, Param
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A score network as two pure functions of its parameters, a nested dict of float32 arrays."""
+    """A score network as pure functions of its parameters, a nested dict of float32 arrays."""
 
     settings: Settings
     shape: tuple[int, ...]
@@ -99,3 +110,15 @@ class Network:
         """The network's output; see `score_sde.typing.NetworkApply`."""
         module = with_params(self.settings, self.shape, params)
         return module(x, noise_condition, condition, train=train, rng=rng)
+
+    def project(self, params: Params) -> Params:
+        """The parameters, moved after an update to where the network keeps them: most leave them where they are."""
+        return self.settings.project(params)
+
+    @property
+    def log_variance(self) -> Callable[[Params, PerSample], PerSample] | None:
+        """(params, noise_condition) → u, the learned logarithm of the loss's variance; None where it learns none."""
+        if not self.settings.learns_log_variance:
+            return None
+        module = functools.partial(with_params, self.settings, self.shape)
+        return lambda params, noise_condition: module(params).log_variance(noise_condition)

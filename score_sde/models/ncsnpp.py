@@ -150,7 +150,7 @@ class Block(nnx.Module):
         self.rescale = math.sqrt(0.5) if settings.skip_rescale else 1.0
         self.norm_in = GroupNorm(in_channels, groups=groups, dtype=dtype)
         self.conv_in = conv(in_channels, out_channels, 3, dtype=dtype, rngs=rngs)
-        told = settings.noise_conditional or settings.classes or settings.vector_features
+        told = settings.noise_conditional or settings.classes or settings.vector_features or settings.augment_features
         self.embedding = dense(4 * settings.channels, out_channels, dtype=dtype, rngs=rngs) if told else None
         self.norm_out = GroupNorm(out_channels, groups=groups, dtype=dtype)
         self.dropout = nnx.Dropout(settings.dropout)
