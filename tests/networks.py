@@ -31,6 +31,16 @@ SMALL = {
         },
         ((8, 8, 2), (8, 12, 2)),
     ),
+    "song_unet": (
+        {
+            "channels": 8,
+            "channel_multipliers": (1, 2),
+            "blocks_per_resolution": 1,
+            "attention_resolutions": (4,),
+            "dropout": 0.3,
+        },
+        ((8, 8, 2), (8, 12, 2)),
+    ),
     "edm2": (
         {
             "channels": 8,
@@ -55,6 +65,10 @@ VARIANTS = {
         {"block": "ddpm", "skip_rescale": False, "fir": True},
         {"block": "ddpm", "resample_convolution": False},
     ],
+    "song_unet": [
+        {},
+        {"embedding": "fourier", "noise_multiplier": 2, "encoder": "residual", "resample_filter": (1.0, 3.0, 3.0, 1.0)},
+    ],
 }
 # Networks whose paper does not begin at an output of nearly zero.
 NOT_ZERO_AT_FIRST: set[str] = set()
@@ -64,6 +78,7 @@ NO_DROPOUT: set[str] = set()
 SMALLEST = {
     "ncsnpp": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
     "ddpm": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
+    "song_unet": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
     "edm2": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
 }
 # The widths of small conditions, and what each network may be told; all, unless it is here.

@@ -1,6 +1,7 @@
 """Score networks. To add one: a file with its settings and nnx module, and its line in `NETWORKS`."""
 
 from score_sde.models.ddpm import DDPM
+from score_sde.models.edm import SongUNet
 from score_sde.models.edm2 import EDM2
 from score_sde.models.functional import Network, Settings
 from score_sde.models.ncsnpp import NCSNpp
@@ -8,6 +9,7 @@ from score_sde.models.ncsnpp import NCSNpp
 NETWORKS: dict[str, type[Settings]] = {
     "ncsnpp": NCSNpp,
     "ddpm": DDPM,
+    "song_unet": SongUNet,
     "edm2": EDM2,
 }
 

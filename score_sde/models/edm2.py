@@ -9,8 +9,8 @@ r"""EDM2: the magnitude-preserving U-Net of Karras et al. 2024, configuration G,
 with the sum, swish, W and convolutions of `magnitude`, R resampling, W x only where the width changes, and the skip
 connections of `ncsnpp` joined by the concatenation of `magnitude`. A channel of ones beside x serves as the offset.
 
-It is trained as EDM (prediction and noise condition "edm", input scale "unit_variance"), with a learned uncertainty u(σ),
-the logarithm of the loss's variance at a noise level:
+It is trained as EDM (prediction and noise condition "edm", input scale "unit_variance"), with a learned uncertainty
+u(σ), the logarithm of the loss's variance at a noise level:
 
     loss = w(σ) |D̂ − x_0|² e^{−u(σ)} + u(σ),     u(σ) = W Fourier(c)
 """
