@@ -60,6 +60,7 @@ NOISE_CONDITIONS: dict[str, Callable[[SDE, Time], PerSample]] = {
     "time": lambda sde, t: 999 * t / sde.T,  # score_sde's label for VP and sub-VP; suits a positional embedding
     "sigma": lambda sde, t: sde.sigma_bar(t),  # score_sde's for VE, of which its networks take the logarithm
     "log_sigma": lambda sde, t: jnp.log(sde.sigma_bar(t)),  # score_sde's VE after it; suits a Fourier embedding
+    "log_half_sigma": lambda sde, t: jnp.log(0.5 * sde.sigma_bar(t)),  # the VE of Karras et al. 2022
     "edm": lambda sde, t: 0.25 * jnp.log(sde.sigma_bar(t)),  # c_noise of Karras et al. 2022
     "log_snr": lambda sde, t: sde.log_snr(t),  # Kingma et al. 2021; Hoogeboom et al. 2023
     "step": lambda sde, t: sde.step_label(t),  # of DDPM's and NCSN's chains
