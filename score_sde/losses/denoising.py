@@ -6,6 +6,12 @@ with w a weighting, P the prediction that it weights (ε for most), whatever the
 configured. At the steps of `ddpm` and `smld` (times "steps", weighting "sigma2") it is DDPM's simple loss and NCSN's
 loss, Σ_i σ_i² |score error|²/N.
 
+Where the network learns a log-variance u(t) of that loss (Karras et al. 2024, eq. 21), it is trained on
+
+    L e^{−u(t)} + u(t)
+
+whose best u is log E[L | t], so that every time's loss counts alike.
+
 Source: Vincent 2011; Ho et al. 2020, eq. 14; Song et al. 2021, eq. 7.
 """
 
@@ -36,7 +42,11 @@ class Denoising(Objective):
         factor: PerSample,
     ) -> Loss:
         loss = weighting(denoiser.sde, t) * squared_error(denoiser, weighting.of, x_0, condition, keys, t)
-        return Loss(factor * loss, loss)
+        if denoiser.log_variance is None:
+            return Loss(factor * loss, loss)
+        u = denoiser.log_variance(t)
+        scaled = loss * jnp.exp(-u)
+        return Loss(factor * (scaled + u), scaled)
 
 
 def squared_error(
