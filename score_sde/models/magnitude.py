@@ -110,8 +110,8 @@ class MPAttention(nnx.Module):
         self.output = MPConv(channels, channels, axes=("heads", "out"), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Image) -> Image:
-        parts = jnp.split(self.query_key_value(_as_tokens(x)), 3, axis=-1)
-        found = _cosine_attention(*parts, self.heads)
+        query, key, value = jnp.split(self.query_key_value(_as_tokens(x)), 3, axis=-1)
+        found = _cosine_attention(query, key, value, self.heads)
         return mp_sum(x, self.output(found.reshape(x.shape)), self.balance)
 
 
@@ -138,5 +138,5 @@ def _as_tokens(x: Image) -> Tokens:
 
 
 def _cosine_attention(query: Tokens, key: Tokens, value: Tokens, heads: int, mask: Any = None) -> Array:
-    parts = (unit(split_heads(part, heads)) for part in (query, key, value))
-    return attend(*parts, mask)
+    query, key, value = (unit(split_heads(part, heads)) for part in (query, key, value))
+    return attend(query, key, value, mask)
