@@ -31,6 +31,17 @@ SMALL = {
         },
         ((8, 8, 2), (8, 12, 2)),
     ),
+    "adm": (
+        {
+            "channels": 32,
+            "channel_multipliers": (1.0, 2.0),
+            "blocks_per_resolution": 1,
+            "attention_resolutions": (),
+            "head_channels": 16,
+            "dropout": 0.3,
+        },
+        ((8, 8, 2), (8, 12, 2)),
+    ),
 }
 # Choices that change the network, tested one by one against its small settings.
 PYRAMID = {"fir": True, "embedding": "fourier"}
@@ -43,6 +54,16 @@ VARIANTS = {
         {"block": "ddpm", "skip_rescale": False, "fir": True},
         {"block": "ddpm", "resample_convolution": False},
     ],
+    "adm": [
+        {},
+        {
+            "scale_shift_norm": False,
+            "resample_blocks": False,
+            "attention_resolutions": (4,),
+            "attention_order": "new",
+            "head_channels": 0,
+        },
+    ],
 }
 # Networks whose paper does not begin at an output of nearly zero.
 NOT_ZERO_AT_FIRST: set[str] = set()
@@ -52,6 +73,7 @@ NO_DROPOUT: set[str] = set()
 SMALLEST = {
     "ncsnpp": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
     "ddpm": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
+    "adm": {"channel_multipliers": (1.0,), "attention_resolutions": (), "dropout": 0.0},
 }
 # The widths of small conditions, and what each network may be told; all, unless it is here.
 WIDTHS = {"label": 4, "vector": 3, "tokens": 5, "image": 2}
