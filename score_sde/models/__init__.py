@@ -1,9 +1,14 @@
-"""Score networks. To add one: a file with its settings and nnx module, and its line in `NETWORKS`."""
+"""Score networks. To add one: a file with its settings and nnx module, and its line in `NETWORKS`.
+
+Noise-conditional classifiers, of the labels given x_t, likewise in `CLASSIFIERS`.
+"""
 
 from score_sde.models.adm import ADM
+from score_sde.models.adm_classifier import ADMClassifier
 from score_sde.models.ddpm import DDPM
-from score_sde.models.functional import Network, Settings
+from score_sde.models.functional import Classifier, Network, Settings
 from score_sde.models.ncsnpp import NCSNpp
+from score_sde.models.wide_resnet import WideResNet
 
 NETWORKS: dict[str, type[Settings]] = {
     "ncsnpp": NCSNpp,
@@ -11,4 +16,9 @@ NETWORKS: dict[str, type[Settings]] = {
     "adm": ADM,
 }
 
-__all__ = ["NETWORKS", "Network", "Settings"]
+CLASSIFIERS: dict[str, type[Settings]] = {
+    "adm": ADMClassifier,
+    "wide_resnet": WideResNet,
+}
+
+__all__ = ["CLASSIFIERS", "NETWORKS", "Classifier", "Network", "Settings"]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from score_sde.typing import Condition, Data, Params, PerSample
 
@@ -21,14 +22,14 @@ class Builder(Protocol):
 
 
 class Settings(Builder, Protocol):
-    """What a row of `models.NETWORKS` is.
+    """What a row of `models.NETWORKS` is, or of `models.CLASSIFIERS`.
 
-    Its module is called as `module(x, noise_condition, condition, *, train, rng)`.
+    Its module is called as `module(x, noise_condition, condition, *, train, rng)`, a classifier's without condition.
     """
 
     @property
     def classes(self) -> int:
-        """How many labels the network takes; 0 where it takes none."""
+        """How many labels the network takes, 0 where it takes none, or tells apart."""
         ...
 
 
@@ -65,10 +66,10 @@ def parameters_of(settings: Builder, shape: tuple[int, ...]) -> dict[Path, Param
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-    """A score network as two pure functions of its parameters, a nested dict of float32 arrays."""
+class Functional:
+    """A network as pure functions of its parameters, a nested dict of float32 arrays. Subclasses add `apply`."""
 
-    settings: Settings
+    settings: Any
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -86,6 +87,13 @@ class Network:
         """The number of parameters, those fixed by design included, as papers count them."""
         return sum(math.prod(each.shape) for each in self.parameters().values())
 
+
+@dataclasses.dataclass(frozen=True)
+class Network(Functional):
+    """A score network."""
+
+    settings: Settings
+
     def apply(
         self,
         params: Params,
@@ -99,3 +107,17 @@ class Network:
         """The network's output; see `score_sde.typing.NetworkApply`."""
         module = with_params(self.settings, self.shape, params)
         return module(x, noise_condition, condition, train=train, rng=rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier(Functional):
+    """A noise-conditional classifier, of which `settings` is a row of `models.CLASSIFIERS` with its settings."""
+
+    settings: Settings
+
+    def apply(
+        self, params: Params, x: Data, noise_condition: PerSample, *, train: bool, rng: jax.Array | None
+    ) -> Float[Array, "batch classes"]:
+        """The logits of the labels of x at its noise level; see `NetworkApply` for train and rng."""
+        module = with_params(self.settings, self.shape, params)
+        return module(x, noise_condition, train=train, rng=rng)
