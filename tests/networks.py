@@ -100,8 +100,13 @@ def initial(name, variant=()):
 @functools.cache
 def moved(name, variant=(), shape=0):
     """Parameters off their initial values, where nothing is zero any more, and each about as large as in training."""
+    return moved_params(network(name, variant, shape).parameters())
+
+
+def moved_params(parameters):
+    """The same of what `Functional.parameters` gives."""
     generator, params = np.random.default_rng(1), {}
-    for path, known in network(name, variant, shape).parameters().items():
+    for path, known in parameters.items():
         inputs = np.prod(known.shape[:-1]) if len(known.shape) > 1 else 25.0
         value = generator.normal(size=known.shape) / np.sqrt(inputs) + (path[-1] == "scale")
         *folders, last = path

@@ -42,7 +42,7 @@ LECUN = nnx.initializers.lecun_normal()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WideResNet:
-    """Settings. classes: labels to tell apart. By default score_sde's for CIFAR-10, of 28 layers and 10 times the width.
+    """Settings. classes: labels to tell apart. The defaults are score_sde's for CIFAR-10: 28 layers, 10 times as wide.
 
     dtype, remat: as of every network.
     """
