@@ -53,6 +53,17 @@ SMALL = {
         },
         ((8, 8, 2), (8, 12, 2)),
     ),
+    "adm": (
+        {
+            "channels": 32,
+            "channel_multipliers": (1.0, 2.0),
+            "blocks_per_resolution": 1,
+            "attention_resolutions": (),
+            "head_channels": 16,
+            "dropout": 0.3,
+        },
+        ((8, 8, 2), (8, 12, 2)),
+    ),
 }
 # Choices that change the network, tested one by one against its small settings.
 PYRAMID = {"fir": True, "embedding": "fourier"}
@@ -69,6 +80,16 @@ VARIANTS = {
         {},
         {"embedding": "fourier", "noise_multiplier": 2, "encoder": "residual", "resample_filter": (1.0, 3.0, 3.0, 1.0)},
     ],
+    "adm": [
+        {},
+        {
+            "scale_shift_norm": False,
+            "resample_blocks": False,
+            "attention_resolutions": (4,),
+            "attention_order": "new",
+            "head_channels": 0,
+        },
+    ],
 }
 # Networks whose paper does not begin at an output of nearly zero.
 NOT_ZERO_AT_FIRST: set[str] = set()
@@ -80,6 +101,7 @@ SMALLEST = {
     "ddpm": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
     "song_unet": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
     "edm2": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
+    "adm": {"channel_multipliers": (1.0,), "attention_resolutions": (), "dropout": 0.0},
 }
 # The widths of small conditions, and what each network may be told; all, unless it is here.
 WIDTHS = {"label": 4, "vector": 3, "tokens": 5, "image": 2, "augment": 3}
@@ -106,8 +128,13 @@ def initial(name, variant=()):
 @functools.cache
 def moved(name, variant=(), shape=0):
     """Parameters off their initial values, where nothing is zero any more, and each about as large as in training."""
+    return moved_params(network(name, variant, shape).parameters())
+
+
+def moved_params(parameters):
+    """The same of what `Functional.parameters` gives."""
     generator, params = np.random.default_rng(1), {}
-    for path, known in network(name, variant, shape).parameters().items():
+    for path, known in parameters.items():
         inputs = np.prod(known.shape[:-1]) if len(known.shape) > 1 else 25.0
         value = generator.normal(size=known.shape) / np.sqrt(inputs) + (path[-1] == "scale")
         *folders, last = path
