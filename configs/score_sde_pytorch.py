@@ -1,7 +1,7 @@
 """A model trained with score_sde or score_sde_pytorch, from its own config: for importing checkpoints of one's own.
 
-Command:   python main.py --mode=import --config=configs/score_sde_pytorch.py:CONFIG.json --workdir=DIR --import.file=CHECKPOINT.pth
-           where CONFIG.json holds the original's config, `json.dumps(config.to_dict())`
+Command:   python main.py --mode=import --config=configs/score_sde_pytorch.py:CONFIG.json --workdir=runs/imported
+           --import.file=CHECKPOINT.pth, where CONFIG.json holds the original's config, `json.dumps(config.to_dict())`
 Cost:      seconds to import; nothing is trained.
 Expected:  the same output as the original network, to float32's rounding (tests/test_pretrained.py).
 Paper:     Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021.

@@ -1,4 +1,4 @@
-"""Every config: builds at its full size without computing anything, and trains two steps of main.py at a reduced one."""
+"""Every config: builds at its full size without computing anything, and trains two steps at a reduced one."""
 
 import functools
 import json

@@ -16,8 +16,8 @@ COARSE = 4  # pixels of the random field a side, before it is drawn out
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """size: of an image's sides, a multiple of 4. records: in the training part; a quarter of them, at least 1, are the test
-    part. low, high: what the 256 levels are scaled to."""
+    """size: of an image's sides, a multiple of 4. records: in the training part; a quarter of them, at least 1, are the
+    test part. low, high: what the 256 levels are scaled to."""
 
     size: int = 32
     channels: int = 3

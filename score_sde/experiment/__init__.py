@@ -41,7 +41,7 @@ MODES: dict[str, Mode] = {
 
 
 def run(name: str, experiment: Experiment, stop: StopRequest, options: Any = None) -> None:
-    """Runs the mode `name`: checks the workdir and its checkpoint, and only then changes it. options: of the mode's class.
+    """Runs the mode `name`: checks the workdir and its checkpoint, and only then changes it. options: the mode's own.
 
     Raises UserError with nothing changed, Interrupted with everything saved.
     """

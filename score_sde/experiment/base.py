@@ -25,7 +25,7 @@ from score_sde.evaluation.metrics import METRICS
 from score_sde.experiment.label import UNLABELLED, Label
 from score_sde.experiment.workdir import Workdir
 from score_sde.likelihood import check_trace
-from score_sde.losses import Bound, Objective, Sliced, Times, Weighting
+from score_sde.losses import Bound, Denoising, Objective, Sliced, Times, Weighting
 from score_sde.models import Network
 from score_sde.oracles import ORACLES
 from score_sde.samplers import Sampler
@@ -282,6 +282,11 @@ class Experiment:
             weighting = self.config["weighting"]["name"]
             own = not bound or weighting == "vlb"
             check.that(own, f"'bound' is weighted by itself: set weighting.name to 'vlb', not {weighting!r}")
+            variance = self.network.settings.learns_log_variance
+            used = not variance or isinstance(self.objective, Denoising)
+            check.that(
+                used, "the network's learned uncertainty is for 'denoising': set model.uncertainty_features to 0"
+            )
             sliced = isinstance(self.objective, Sliced)
             of_noise = not sliced or self.weighting.of == "epsilon"
             check.that(of_noise, f"'sliced' needs a weighting of the noise's error, as 'sigma2' is, not {weighting!r}")
@@ -341,7 +346,13 @@ class Experiment:
     @property
     def model(self) -> Model:
         """The process, the network and how it is used."""
-        return Model(sde=self.sde, parameterisation=self.parameterisation, apply=self.network.apply)
+        return Model(
+            sde=self.sde,
+            parameterisation=self.parameterisation,
+            apply=self.network.apply,
+            log_variance=self.network.log_variance,
+            project=self.network.project,
+        )
 
     def denoiser(self, params: Params) -> Any:
         """The trained denoiser, for inference."""

@@ -44,7 +44,7 @@ def split_heads(x: Float[Array, "batch tokens channels"], heads: int) -> Heads:
 
 
 class CrossAttention(nnx.Module):
-    """x + Wₒ attention(W_q norm(x), W_k tokens, W_v tokens) over all places of x; the identity at first, to `ZERO_INIT`.
+    """x + Wₒ attention(W_q norm(x), W_k tokens, W_v tokens) over all places of x; at first the identity.
 
     heads: of `channels`/`heads` features each. norm: of x, by default a group normalisation.
     """

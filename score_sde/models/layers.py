@@ -51,7 +51,7 @@ def conv(
     rngs: nnx.Rngs,
     **options: Any,
 ) -> nnx.Conv:
-    """A convolution, same-padded unless `options`, those of `nnx.Conv`, say otherwise; square where kernel is one number.
+    """A convolution, same-padded unless `options`, those of `nnx.Conv`, say otherwise.
 
     scale: of DDPM's initialiser. init: another one instead.
     """

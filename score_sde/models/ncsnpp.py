@@ -60,6 +60,8 @@ class UNet(Sigmas):
     `fir_kernel` and not nearest neighbours and means. skip_rescale: every sum of two by 1/√2. progressive,
     progressive_input: how the output is built up and the input fed in over the resolutions; progressive_combine:
     "input_skip" by sum or concatenation. noise_conditional: False tells the network nothing of the noise level.
+    noise_features, embedding_features: widths of γ and e; 0 for `channels` (for Fourier features twice that) and 4
+    `channels`. condition_first: the condition is added to γ and not to what both layers make of it, as in EDM.
     groups: of every normalisation, 0 for min(C/4, 32). dtype: of the computation, "float32" or "bfloat16";
     parameters are float32 always. remat: activations within blocks are recomputed in the backward pass.
     """
@@ -79,6 +81,9 @@ class UNet(Sigmas):
     progressive_input: str = "none"
     progressive_combine: str = "sum"
     noise_conditional: bool = True
+    noise_features: int = 0
+    embedding_features: int = 0
+    condition_first: bool = False
     groups: int = 0
     dropout: float = 0.1
     dtype: str = "float32"
@@ -101,6 +106,10 @@ class UNet(Sigmas):
             )
             blocks = self.blocks_per_resolution
             check.that(blocks >= 1, f"blocks_per_resolution must be at least 1, not {blocks}")
+            for name in ("noise_features", "embedding_features"):
+                check.that(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
+            joined = self.noise_conditional or not self.condition_first
+            check.that(joined, "condition_first needs noise_conditional: there is nothing to add the condition to")
             check.that(self.fourier_scale > 0, f"fourier_scale must be positive, not {self.fourier_scale}")
             check.that(
                 len(self.fir_kernel) >= 2 and sum(self.fir_kernel) > 0,
@@ -115,6 +124,12 @@ class UNet(Sigmas):
             self.check_sigmas(check)
             told = not self.scale_by_sigma or self.embedding != "fourier"
             check.that(told, "scale_by_sigma needs embedding 'log_fourier' of sigma itself, or 'positional' of a level")
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Features of γ and of e."""
+        noise = self.noise_features or self.channels * (1 if self.embedding == "positional" else 2)
+        return noise, self.embedding_features or 4 * self.channels
 
     def check_image_shape(self, network: str, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
@@ -175,8 +190,8 @@ class Block(nnx.Module):
         self.norm_in = GroupNorm(in_channels, groups=groups, dtype=dtype)
         options: dict[str, Any] = {"dimensions": settings.dimensions, "dtype": dtype, "rngs": rngs}
         self.conv_in = conv(in_channels, out_channels, 3, **options)
-        told = settings.noise_conditional or settings.classes or settings.vector_features
-        self.embedding = dense(4 * settings.channels, out_channels, dtype=dtype, rngs=rngs) if told else None
+        told = settings.noise_conditional or settings.classes or settings.vector_features or settings.augment_features
+        self.embedding = dense(settings.widths[1], out_channels, dtype=dtype, rngs=rngs) if told else None
         self.norm_out = GroupNorm(out_channels, groups=groups, dtype=dtype)
         self.dropout = nnx.Dropout(settings.dropout)
         self.conv_out = conv(out_channels, out_channels, 3, scale=0.0, **options)
@@ -204,9 +219,9 @@ class Block(nnx.Module):
         if self.resample != "up":
             return self.skip(self._resampled(x))
         # A linear map of the channels and resampling commute, and the map costs a quarter before it. The offset does
-        not, # since a filter sees zeros outside of the image. offset =
-        across(self.skip.bias[...][None].astype(x.dtype), x.ndim) return self._resampled(self.skip(x) - offset) +
-        offset
+        # not, since a filter sees zeros outside of the image.
+        offset = across(self.skip.bias[...][None].astype(x.dtype), x.ndim)
+        return self._resampled(self.skip(x) - offset) + offset
 
 
 class Upsample(nnx.Module):
@@ -301,14 +316,14 @@ class NCSNppModule(nnx.Module):
             self.tail = Tail(channels, shape[-1], settings, scale=0.0, rngs=rngs)
 
     def _build_embedding(self, settings: NCSNpp, dtype: Dtype, rngs: nnx.Rngs) -> None:
-        width = settings.channels
-        features = width if settings.embedding == "positional" else 2 * width
+        noise, features = settings.widths
         if settings.noise_conditional:
             if settings.embedding != "positional":
-                self.fourier = FourierEmbedding(features, settings.fourier_scale, rngs=rngs)
-            self.embed_in = dense(features, 4 * width, dtype=dtype, rngs=rngs)
-            self.embed_out = dense(4 * width, 4 * width, dtype=dtype, rngs=rngs)
-        self.condition = ConditionEmbedding(settings, 4 * width, dtype=dtype, rngs=rngs)
+                self.fourier = FourierEmbedding(noise, settings.fourier_scale, rngs=rngs)
+            self.embed_in = dense(noise, features, dtype=dtype, rngs=rngs)
+            self.embed_out = dense(features, features, dtype=dtype, rngs=rngs)
+        told = noise if settings.condition_first else features
+        self.condition = ConditionEmbedding(settings, told, dtype=dtype, rngs=rngs)
 
     def _build_down(self, settings: NCSNpp, height: int, inputs: int, rngs: nnx.Rngs) -> tuple[int, list[int]]:
         """The way down. Returns the channels at its end and those of all skip connections."""
@@ -462,9 +477,11 @@ class NCSNppModule(nnx.Module):
         told: Any = self.condition.features(condition, batch)
         if settings.noise_conditional:
             if settings.embedding == "positional":
-                features = positional_embedding(noise_condition, settings.channels)
+                features = positional_embedding(noise_condition, settings.widths[0])
             else:
                 log = settings.embedding == "log_fourier"
                 features = self.fourier(jnp.log(noise_condition) if log else noise_condition)
+            if settings.condition_first:
+                features, told = features + jnp.asarray(told, jnp.float32), 0.0
             told = self.embed_out(jax.nn.swish(self.embed_in(features))) + told
         return None if isinstance(told, float) else jax.nn.swish(told)

@@ -1,4 +1,4 @@
-r"""The RefineNet of NCSN and NCSNv2 (Song & Ermon 2019 and 2020; Lin et al. 2017): residual stages and a refinement of each.
+r"""The RefineNet of NCSN and NCSNv2 (Song & Ermon 2019, 2020; Lin et al. 2017): residual stages, each then refined.
 
     stage     two residual blocks: norm, activation, conv, norm, activation, conv, + shortcut; the first may halve the
               resolution (a convolution, then the mean of 2×2) or dilate its convolutions instead
@@ -174,8 +174,8 @@ class InstanceNorm(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """norm, activation, conv, norm, activation, conv, + shortcut. changes: whether it is the first of a stage that halves
-    the resolution or dilates."""
+    """norm, activation, conv, norm, activation, conv, + shortcut. changes: whether it is the first of a stage that
+    halves the resolution or dilates."""
 
     def __init__(self, build: _Builder, inputs: int, outputs: int, *, changes: bool, stage: Stage) -> None:
         middle = inputs if changes else outputs

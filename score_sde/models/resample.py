@@ -41,7 +41,7 @@ def downsample(x: Image, kernel: Sequence[float] = NAIVE) -> Image:
 
 
 def smooth(x: Image, kernel: Sequence[float], *, before: int, after: int) -> Image:
-    """The filter alone, y_m = Σ_j k_j x_{m + n−1−j−before}, of n − 1 values fewer than x with those before and after."""
+    """The filter alone, y_m = Σ_j k_j x_{m + n−1−j−before}: n − 1 values fewer than x with those before and after."""
     for axis in range(1, x.ndim - 1):
         taps, n = _normalised(kernel), len(kernel)
         size = x.shape[axis] + before + after - n + 1

@@ -23,8 +23,8 @@ from score_sde.typing import Data, PerSample
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sigmas(Conditions):
-    """Settings. centered, scale_by_sigma: see the module. sigma_min, sigma_max, noise_levels: of the levels told by number,
-    which must be those of the process."""
+    """Settings. centered, scale_by_sigma: see the module. sigma_min, sigma_max, noise_levels: of the levels told by
+    number, which must be those of the process."""
 
     centered: bool = True
     scale_by_sigma: bool = False

@@ -1,4 +1,4 @@
-"""Which importer reads a file, for which network. To add one: a line in `CONVERTERS`, and in `_named` if files look otherwise."""
+"""Which importer reads a file, for which network. To add one: its line in `CONVERTERS`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ class Loaded(NamedTuple):
 
 
 def load(path: Path, network: Network, weights: str = "ema") -> Loaded:
-    """A published checkpoint as parameters of `network`. weights: "ema", or "raw" for the parameters as the average too.
+    """A published checkpoint as parameters of `network`. weights: "ema", or "raw" for the parameters in its place.
 
     Files: of score_sde_pytorch, and safetensors of this project's export. Raises UserError with one line where the file
     is no such one, is damaged, asks for code to be run, or does not fit the network.

@@ -63,7 +63,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A piece of memory that tensors are views of. values: None while it is not read yet; its tensors are empty then."""
+    """Memory that tensors are views of. values: None while it is not read yet; its tensors are empty then."""
 
     values: np.ndarray | None
 

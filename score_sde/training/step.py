@@ -58,6 +58,7 @@ def make_step(
         gradient, (loss, remembered) = jax.grad(loss_of, has_aux=True)(state.params, batch, state)
         updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
+        params = {**params, "network": model.project(params["network"])}
         done = state.step + 1
         return TrainState(
             step=done,
