@@ -20,8 +20,8 @@ MODES = {1: "L", 3: "RGB"}
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TFDS:
     """name: of the data set, `cifar10` or `lsun/bedroom`. size, channels: of the images as the model sees them.
-    classes: of its field `label`, 0 for none. train, test: parts. low, high: what the 256 levels are scaled to. directory: where
-    it was prepared, "" for TensorFlow Datasets' own default."""
+    classes: of its field `label`, 0 for none. train, test: parts. low, high: what the 256 levels are scaled to.
+    directory: where it was prepared, "" for TensorFlow Datasets' own default."""
 
     name: str = "cifar10"
     size: int = 32
