@@ -84,7 +84,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
 def _own(experiment: Experiment) -> Experiment:
     """The experiment whose training is the classifier's."""
     settings = experiment.classifier.training
-    rate = {"learning_rate": settings.learning_rate, "weight_decay": settings.weight_decay}
+    rate: dict[str, Any] = {"learning_rate": settings.learning_rate, "weight_decay": settings.weight_decay}
     return dataclasses.replace(
         experiment,
         workdir=Workdir(experiment.workdir.path / "classifier"),

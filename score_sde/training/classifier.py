@@ -24,17 +24,17 @@ from score_sde.typing import Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierTraining:
-    """Settings beside those of the classifier itself. By default ADM's for ImageNet-64 (Dhariwal & Nichol 2021).
+    """Settings beside those of the classifier itself, by default guided-diffusion's for ImageNet-128.
 
     noise_condition: what the classifier is told of t, a row of `NOISE_CONDITIONS`. The optimiser is AdamW with a
     constant rate after the warm-up; all else is as for the score network, in `optimiser`, `training` and `times`.
     """
 
     noise_condition: str = "log_sigma"
-    batch_size: int = 1024
+    batch_size: int = 256
     duration: Duration = Duration(300_000, "steps")
-    learning_rate: float = 6e-4
-    weight_decay: float = 0.2
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.05
 
     def __post_init__(self) -> None:
         with Checks() as check:
