@@ -12,8 +12,10 @@ import safetensors.numpy
 from score_sde.errors import UserError, closest
 from score_sde.models import Network
 from score_sde.models.ddpm import DDPM
+from score_sde.models.dit import DiT
 from score_sde.models.ncsnpp import NCSNpp
-from score_sde.pretrained import score_sde_pytorch
+from score_sde.models.uvit import UViT
+from score_sde.pretrained import dit, score_sde_pytorch, uvit
 from score_sde.pretrained.tensors import Tensors, checked, flat
 from score_sde.pretrained.torch_files import read_checkpoint
 from score_sde.typing import Params
@@ -23,6 +25,8 @@ WEIGHTS = ("ema", "raw")
 CONVERTERS: dict[type, Callable[[Any, Tensors], Params]] = {
     NCSNpp: score_sde_pytorch.convert,
     DDPM: score_sde_pytorch.convert,
+    DiT: dit.convert,
+    UViT: uvit.convert,
 }
 SEPARATOR = "/"  # in the names of a safetensors file
 
