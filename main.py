@@ -43,7 +43,9 @@ def parse(
         flag, equals, value = rest.pop(0).partition("=")
         group, dot, key = flag.removeprefix("--").partition(".")
         if not flag.startswith("--") or not dot or group not in groups:
-            keys = ", ".join(["--config.SECTION.KEY=VALUE", *(f"--{mode}.KEY=VALUE" for mode in groups if mode != "config")])
+            keys = ", ".join(
+                ["--config.SECTION.KEY=VALUE", *(f"--{mode}.KEY=VALUE" for mode in groups if mode != "config")]
+            )
             raise UserError(f"unknown flag {flag}; valid: --config, --workdir, --mode, {keys}")
         if not equals:
             if not rest:

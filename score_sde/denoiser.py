@@ -9,7 +9,7 @@ Every prediction P is a combination of the data and the noise, and so is the sta
     epsilon      0                      1
     v            −σ                     α                       (Salimans & Ho 2022)
     score        0                      −1/σ
-    scaled_score 0                      −1                      (σ score: score_sde's VE networks, before their division)
+    scaled_score 0                      −1                      (σ score: of score_sde's VE networks, undivided)
     velocity     dα/dt                  dσ/dt                   (Lipman et al. 2023)
     edm          σ/(σ_d ρ)              −α σ_d/ρ                (F of EDM, ρ² = σ² + α² σ_d², σ_d = sigma_data)
 
@@ -40,6 +40,7 @@ from score_sde.sde import CLD, SDE, Process, check_kind, expand
 from score_sde.typing import Condition, Data, NetworkApply, Params, PerSample, Time
 
 Coefficients = tuple[PerSample, PerSample]
+LogVariance = Callable[[Params, PerSample], PerSample]
 
 
 def _edm(sde: SDE, t: Time, sigma_data: float) -> Coefficients:
@@ -62,6 +63,7 @@ NOISE_CONDITIONS: dict[str, Callable[[SDE, Time], PerSample]] = {
     "time": lambda sde, t: 999 * t / sde.T,  # score_sde's label for VP and sub-VP; suits a positional embedding
     "sigma": lambda sde, t: sde.sigma_bar(t),  # score_sde's for VE, of which its networks take the logarithm
     "log_sigma": lambda sde, t: jnp.log(sde.sigma_bar(t)),  # score_sde's VE after it; suits a Fourier embedding
+    "log_half_sigma": lambda sde, t: jnp.log(0.5 * sde.sigma_bar(t)),  # the VE of Karras et al. 2022
     "edm": lambda sde, t: 0.25 * jnp.log(sde.sigma_bar(t)),  # c_noise of Karras et al. 2022
     "log_snr": lambda sde, t: sde.log_snr(t),  # Kingma et al. 2021; Hoogeboom et al. 2023
     "step": lambda sde, t: sde.step_label(t),  # of DDPM's and NCSN's chains
@@ -79,7 +81,8 @@ class Denoiser:
 
     function(x_t, t, condition) -> `(batch, *shape)`: the prediction named by `prediction`, at times of the process
     `trained_on`, which is `sde` where it is None. An exact posterior mean is a Denoiser with prediction "x_0";
-    guidance maps a Denoiser to a Denoiser.
+    guidance maps a Denoiser to a Denoiser. log_variance(t) -> `(batch,)`: the learned logarithm of the loss's
+    variance, at the same times; None where the network learns none.
     """
 
     sde: SDE
@@ -87,6 +90,7 @@ class Denoiser:
     prediction: str = "x_0"
     sigma_data: float = 1.0
     trained_on: SDE | None = None
+    log_variance: Callable[[Time], PerSample] | None = None
 
     def __call__(self, x_t: Data, t: Time, condition: Condition = None) -> Data:
         """D(x_t, t, condition), the estimate of E[x_0 | x_t]."""
@@ -216,28 +220,45 @@ class Parameterisation:
                 )
 
     def denoiser(
-        self, sde: SDE, apply: NetworkApply, params: Params, *, train: bool = False, rng: Any = None
+        self,
+        sde: SDE,
+        apply: NetworkApply,
+        params: Params,
+        *,
+        log_variance: LogVariance | None = None,
+        train: bool = False,
+        rng: Any = None,
     ) -> Denoiser:
         """The denoiser that a network and its parameters make."""
+        condition_of = NOISE_CONDITIONS[self.noise_condition]
 
         def function(x_t: Data, t: Time, condition: Condition) -> Data:
             scale = INPUT_SCALES[self.input_scale](sde, t, self.sigma_data)
-            label = NOISE_CONDITIONS[self.noise_condition](sde, t)
-            return apply(params, expand(scale, x_t) * x_t, label, condition, train=train, rng=rng)
+            return apply(params, expand(scale, x_t) * x_t, condition_of(sde, t), condition, train=train, rng=rng)
 
-        return Denoiser(sde=sde, function=function, prediction=self.prediction, sigma_data=self.sigma_data)
+        return Denoiser(
+            sde=sde,
+            function=function,
+            prediction=self.prediction,
+            sigma_data=self.sigma_data,
+            log_variance=None if log_variance is None else lambda t: log_variance(params, condition_of(sde, t)),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
     """A process, a network and how it is used, as one function of the trained parameters.
 
-    Those are `{"network": …}`, and `"process": …` where the process is learned and not bound already.
+    Those are `{"network": …}`, and `"process": …` where the process is learned and not bound already. log_variance: of
+    the loss, by the network's parameters and noise condition, where it is learned. project: where the network keeps its
+    parameters, applied to them after each update.
     """
 
     sde: Process
     parameterisation: Parameterisation
     apply: NetworkApply
+    log_variance: LogVariance | None = None
+    project: Callable[[Params], Params] = lambda params: params
 
     def process(self, params: Params) -> Process:
         """The process at its learned parameters."""
@@ -250,4 +271,6 @@ class Model:
             prediction = self.parameterisation.prediction
             return augmented.network_denoiser(sde, self.apply, network, prediction=prediction, train=train, rng=rng)
         assert isinstance(sde, SDE)
-        return self.parameterisation.denoiser(sde, self.apply, network, train=train, rng=rng)
+        return self.parameterisation.denoiser(
+            sde, self.apply, network, log_variance=self.log_variance, train=train, rng=rng
+        )

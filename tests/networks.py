@@ -57,6 +57,39 @@ SMALL = {
     ),
     "uvit": ({"depth": 2, "width": 16, "heads": 2}, ((4, 6, 2), (8, 4, 2))),
     "video_dit": ({"depth": 1, "width": 16, "heads": 2}, ((3, 4, 4, 2), (2, 4, 6, 2))),
+    "song_unet": (
+        {
+            "channels": 8,
+            "channel_multipliers": (1, 2),
+            "blocks_per_resolution": 1,
+            "attention_resolutions": (4,),
+            "dropout": 0.3,
+        },
+        ((8, 8, 2), (8, 12, 2)),
+    ),
+    "edm2": (
+        {
+            "channels": 8,
+            "channel_multipliers": (1, 2),
+            "blocks_per_resolution": 1,
+            "attention_resolutions": (4,),
+            "channels_per_head": 8,
+            "uncertainty_features": 0,
+            "dropout": 0.3,
+        },
+        ((8, 8, 2), (8, 12, 2)),
+    ),
+    "adm": (
+        {
+            "channels": 32,
+            "channel_multipliers": (1.0, 2.0),
+            "blocks_per_resolution": 1,
+            "attention_resolutions": (),
+            "head_channels": 16,
+            "dropout": 0.3,
+        },
+        ((8, 8, 2), (8, 12, 2)),
+    ),
 }
 # Choices that change the network, tested one by one against its small settings.
 PYRAMID = {"fir": True, "embedding": "fourier"}
@@ -73,6 +106,20 @@ VARIANTS = {
     "audio_unet": [{}, {"block": "ddpm", "fir": True}],
     "uvit": [{}, {"positions": "rotary", "final_convolution": False}],
     "mlp": [{}, {"fourier_features": 6, "modulation": "add", "embedding": "fourier", "fourier_scale": 1.0}],
+    "song_unet": [
+        {},
+        {"embedding": "fourier", "noise_multiplier": 2, "encoder": "residual", "resample_filter": (1.0, 3.0, 3.0, 1.0)},
+    ],
+    "adm": [
+        {},
+        {
+            "scale_shift_norm": False,
+            "resample_blocks": False,
+            "attention_resolutions": (4,),
+            "attention_order": "new",
+            "head_channels": 0,
+        },
+    ],
 }
 # Networks whose paper does not begin at an output of nearly zero.
 NOT_ZERO_AT_FIRST = {"ncsn", "ncsnv2", "uvit"}
@@ -85,9 +132,12 @@ SMALLEST = {
     "dit": {"depth": 1},
     "audio_unet": {"channel_multipliers": (1,), "attention_levels": 0, "dropout": 0.0},
     "video_unet": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
+    "song_unet": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
+    "edm2": {"channel_multipliers": (1,), "attention_resolutions": (), "dropout": 0.0},
+    "adm": {"channel_multipliers": (1.0,), "attention_resolutions": (), "dropout": 0.0},
 }
 # The widths of small conditions, and what each network may be told; all, unless it is here.
-WIDTHS = {"label": 4, "vector": 3, "tokens": 5, "image": 2}
+WIDTHS = {"label": 4, "vector": 3, "tokens": 5, "image": 2, "augment": 3}
 CONDITIONS = {name: tuple(SETTING) for name in NETWORKS}
 BATCH = 3
 
@@ -116,13 +166,14 @@ def initial(name, variant=()):
 
 @functools.cache
 def moved(name, variant=(), shape=0):
-    return moved_of(network(name, variant, shape))
-
-
-def moved_of(network):
     """Parameters off their initial values, where nothing is zero any more, and each about as large as in training."""
+    return moved_params(network(name, variant, shape).parameters())
+
+
+def moved_params(parameters):
+    """The same of what `parameters` of a network or a classifier gives."""
     generator, params = np.random.default_rng(1), {}
-    for path, known in network.parameters().items():
+    for path, known in parameters.items():
         inputs = np.prod(known.shape[:-1]) if len(known.shape) > 1 else 25.0
         value = generator.normal(size=known.shape) / np.sqrt(inputs) + (path[-1] == "scale")
         *folders, last = path
@@ -135,9 +186,7 @@ def moved_of(network):
 def apply(name, variant=(), train=False, shape=0):
     """Jitted (params, x, noise_condition, rng, condition) -> output."""
     of = network(name, variant, shape)
-    return quick_jit(
-        lambda params, x, c, rng, condition=None: of.apply(params, x, c, condition, train=train, rng=rng)
-    )
+    return quick_jit(lambda params, x, c, rng, condition=None: of.apply(params, x, c, condition, train=train, rng=rng))
 
 
 def inputs(name, batch=BATCH, shape=0):
@@ -152,11 +201,12 @@ def conditioned(name):
 
 def condition(name, batch=BATCH):
     """One of each kind that the network can take."""
-    keys, space = jax.random.split(jax.random.key(4), 3), SMALL[name][1][0][:-1]
+    keys, space = jax.random.split(jax.random.key(4), 4), SMALL[name][1][0][:-1]
     full = {
         "label": jax.numpy.arange(batch) % WIDTHS["label"],
         "vector": jax.random.normal(keys[0], (batch, WIDTHS["vector"])),
         "tokens": jax.random.normal(keys[1], (batch, 6, WIDTHS["tokens"])),
         "image": jax.random.normal(keys[2], (batch, *space, WIDTHS["image"])),
+        "augment": jax.random.normal(keys[3], (batch, WIDTHS["augment"])),
     }
     return {key: full[key] for key in CONDITIONS[name]}

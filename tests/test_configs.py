@@ -1,7 +1,6 @@
-"""Every config: builds at its full size without computing anything, and trains two steps of main.py at a reduced one."""
+"""Every config: builds at its full size without computing anything, and trains two steps at a reduced one."""
 
 import functools
-import importlib.util
 import json
 from pathlib import Path
 
@@ -16,7 +15,11 @@ from tests import program
 CONFIGS = program.ROOT / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.name != "__init__.py" and "bases" not in path.parts)
 # Files that take an argument, and those of them to try; the rest are tried without.
-ARGUMENTS = {"digits.py": ["vp", "subvp", "ve", "likelihood", "vdm", "cld"]}
+IMPORTED = program.ROOT / "tests" / "fixtures" / "score_sde_pytorch" / "residual.json"
+ARGUMENTS = {
+    "digits.py": ["vp", "subvp", "ve", "likelihood", "vdm", "cld"],
+    "score_sde_pytorch.py": [str(IMPORTED)],
+}
 # Settings of a model that make any of its kind small.
 SMALL = {
     "ncsnpp": {"channels": 8, "channel_multipliers": "1,1", "blocks_per_resolution": 1, "attention_resolutions": 8},
@@ -31,7 +34,9 @@ ALL = [
     for path in FILES
     for argument in ARGUMENTS.get(str(path.relative_to(CONFIGS)), [""])
 ]
-each = pytest.mark.parametrize(("file", "argument"), ALL, ids=[":".join(filter(None, pair)) for pair in ALL])
+each = pytest.mark.parametrize(
+    ("file", "argument"), ALL, ids=[f"{file}:{Path(argument).stem}" for file, argument in ALL]
+)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from score_sde.models.transformer import from_patches, to_patches
 from score_sde.pretrained.dit import convert
 from score_sde.pretrained.tensors import Tensors, checked
 from tests import recorded
-from tests.networks import BATCH, initial, inputs, moved, moved_of, network, quick_jit
+from tests.networks import BATCH, initial, inputs, moved, moved_params, network, quick_jit
 
 # Cases of the recorded reference, as this project's settings.
 REFERENCE = {
@@ -112,7 +112,7 @@ def test_a_patch_holds_its_own_pixels_row_by_row():
 def test_audio_is_patched_along_time(positions):
     """And a change in one patch is seen by all others."""
     of = Network(DiT(depth=1, width=16, heads=2, patch=4, positions=positions), (20, 3))
-    params, (_, noise) = moved_of(of), inputs("dit")
+    params, (_, noise) = moved_params(of.parameters()), inputs("dit")
     x = jax.random.normal(jax.random.key(1), (BATCH, 20, 3))
     one, two = run(of, params, x, noise), run(of, params, x.at[:, 5].add(3.0), noise)
     assert one.shape == x.shape

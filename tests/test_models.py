@@ -1,4 +1,4 @@
-"""One battery over every network, as the pure functions in which it leaves `models`. The networks are in networks.py."""
+"""One battery over every network, as the pure functions in which it leaves `models`; see networks.py."""
 
 import dataclasses
 
@@ -92,7 +92,7 @@ def test_the_noise_condition_matters(name, variant):
 
 @case
 def test_every_parameter_has_a_gradient_unless_it_is_fixed(name, variant):
-    """Told everything that the network can be told; some without their condition, so that what is for that learns too."""
+    """Told all that the network can be told; one sample without it, so that what is for that learns too."""
     x, noise = inputs(name)
     told = {**condition(name), "drop": jnp.arange(BATCH) == 1}
     variant = (*variant, *conditioned(name))
@@ -281,7 +281,9 @@ def test_labels_matter_and_no_label_is_label_minus_one():
 
 
 def test_the_fourier_embedding_has_fixed_random_frequencies_and_the_positional_none():
-    fixed = lambda variant: [path for path, each in network("ncsnpp", variant).parameters().items() if not each.trainable]
+    fixed = lambda variant: [
+        path for path, each in network("ncsnpp", variant).parameters().items() if not each.trainable
+    ]
     assert fixed(()) == []
     assert fixed((("embedding", "fourier"),)) == [("fourier", "frequency")]
     scaled = NETWORKS["ncsnpp"](**{**SMALL["ncsnpp"][0], "embedding": "fourier", "channels": 64, "fourier_scale": 5.0})

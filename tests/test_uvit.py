@@ -11,7 +11,7 @@ from score_sde.models.uvit import UViT
 from score_sde.pretrained.tensors import Tensors, checked
 from score_sde.pretrained.uvit import convert
 from tests import recorded
-from tests.networks import BATCH, inputs, moved, moved_of, network, quick_jit
+from tests.networks import BATCH, inputs, moved, moved_params, network, quick_jit
 
 # Cases of the recorded reference, as this project's settings.
 REFERENCE = {
@@ -81,7 +81,7 @@ def test_patches_know_their_places_and_the_conditions_tokens_have_none(positions
 def test_audio():
     of = Network(UViT(depth=2, width=16, heads=2, patch=4), (20, 3))
     x, noise = jax.random.normal(jax.random.key(1), (BATCH, 20, 3)), inputs("uvit")[1]
-    one, two = (run(of, moved_of(of), each, noise) for each in (x, x.at[:, 5].add(3.0)))
+    one, two = (run(of, moved_params(of.parameters()), each, noise) for each in (x, x.at[:, 5].add(3.0)))
     assert one.shape == x.shape
     assert np.all(np.abs(one - two).reshape(BATCH, 5, -1).max(axis=2) > 1e-4)
 

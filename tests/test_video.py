@@ -10,7 +10,7 @@ import pytest
 from score_sde.errors import UserError
 from score_sde.models import NETWORKS, Network
 from score_sde.models.video import OVER_TIME, inflate, over_time
-from tests.networks import BATCH, SMALL, conditioned, moved_of, quick_jit
+from tests.networks import BATCH, SMALL, conditioned, moved_params, quick_jit
 
 IMAGE = {"video_unet": "ncsnpp", "video_dit": "dit"}
 CASES = [
@@ -33,7 +33,7 @@ def networks(name, variant):
 @functools.cache
 def inflated(name, variant):
     image, video = networks(name, variant)
-    return moved_of(image), inflate(moved_of(image), video)
+    return moved_params(image.parameters()), inflate(moved_params(image.parameters()), video)
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def test_frames_see_each_other_through_the_layers_over_time_alone(name, variant)
     other, params = x.at[:, 0].multiply(-2.0), inflated(name, variant)[1]
     of = functools.partial(apply(name, variant), c=noise, told=told)
     np.testing.assert_allclose(of(params, x=other)[:, 1:], of(params, x=x)[:, 1:], rtol=0, atol=1e-5)
-    trained = moved_of(networks(name, variant)[1])
+    trained = moved_params(networks(name, variant)[1].parameters())
     change = np.abs(of(trained, x=other) - of(trained, x=x))
     assert np.all(change.reshape(BATCH, FRAMES, -1).max(axis=2) > 1e-3)
     # A film run backwards is not the film's output run backwards: they are told which frame comes first.
@@ -122,7 +122,7 @@ def test_over_time_sees_the_frames_of_one_place_of_one_video():
 
 def test_an_image_condition_of_other_size_and_length_is_resized():
     """A constant video stays constant, whatever its size."""
-    params = moved_of(networks("video_dit", ())[1])
+    params = moved_params(networks("video_dit", ())[1].parameters())
     x, noise, _ = arrays()
     levels = jnp.linspace(-1.0, 1.0, BATCH)[:, None, None, None, None]
     of = lambda shape: apply("video_dit", ())(params, x, noise, {"image": jnp.broadcast_to(levels, (BATCH, *shape, 2))})
@@ -133,10 +133,10 @@ def test_weights_of_another_network_are_not_inflated():
     video = networks("video_dit", ())[1]
     other = Network(NETWORKS["dit"](**SMALL["dit"][0]), (4, 4, 2))
     with pytest.raises(UserError, match=r"the image network has no parameter blocks.0.cross.* of shape"):
-        inflate(moved_of(other), video)
+        inflate(moved_params(other), video)
     shallow = Network(NETWORKS["video_dit"](**{**SMALL["dit"][0], "depth": 1}), (FRAMES, 4, 4, 2))
     with pytest.raises(UserError, match=r"no parameter blocks.1.*, which the image network has"):
-        inflate(moved_of(other), shallow)
+        inflate(moved_params(other), shallow)
 
 
 @pytest.mark.parametrize(

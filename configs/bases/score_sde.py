@@ -1,6 +1,7 @@
-"""What score_sde's experiments have in common: its processes, its training, its samplers (Song et al. 2021, appendices).
+"""What score_sde's experiments have in common: processes, training and samplers (Song et al. 2021, appendices).
 
-The original's `training.continuous=False` is DDPM's or NCSN's chain, of which the networks are told the number of the step.
+The original's `training.continuous=False` is DDPM's or NCSN's chain, of which the networks are told the number of
+the step.
 """
 
 import math
@@ -98,7 +99,7 @@ def training(
 
 
 def sampling(config: ConfigDict, predictor: str, corrector: str, *, snr: float, moves: int, steps: int) -> None:
-    """Predictor–corrector sampling as published; the noise of the last step is left out. moves: of the corrector a step."""
+    """Predictor–corrector sampling as published, without the noise of the last step. moves: of the corrector a step."""
     options = {"solver": "pc", "predictor": predictor, "corrector": corrector, "steps": steps, "last": "mean"}
     if corrector != "none":
         options |= {"corrector_steps": moves, "snr": snr}

@@ -1,6 +1,7 @@
 """NCSN++ on CelebA-HQ at 256x256: VE to sigma = 348.
 
-Command:   python main.py --config=configs/ve/celebahq_256_ncsnpp_continuous.py --workdir=runs/celebahq_256_ncsnpp_continuous
+Command:   python main.py --config=configs/ve/celebahq_256_ncsnpp_continuous.py
+               --workdir=runs/celebahq_256_ncsnpp_continuous
 Cost:      2,400,000 steps of 64 images; `scripts/benchmark --models` has the seconds of one here.
 Expected:  no figure was published with this configuration.
 Paper:     Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021.

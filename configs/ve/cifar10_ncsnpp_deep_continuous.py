@@ -1,6 +1,7 @@
 """NCSN++, deep on CIFAR-10: VE to sigma = 50.
 
-Command:   python main.py --config=configs/ve/cifar10_ncsnpp_deep_continuous.py --workdir=runs/cifar10_ncsnpp_deep_continuous
+Command:   python main.py --config=configs/ve/cifar10_ncsnpp_deep_continuous.py
+               --workdir=runs/cifar10_ncsnpp_deep_continuous
 Cost:      950,000 steps of 128 images; `scripts/benchmark --models` has the seconds of one here.
 Expected:  FID 2.20, Inception score 9.89 (score_sde's own table).
 Paper:     Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021.

@@ -1,6 +1,7 @@
 """DDPM++, deep on CIFAR-10: VP.
 
-Command:   python main.py --config=configs/vp/cifar10_ddpmpp_deep_continuous.py --workdir=runs/cifar10_ddpmpp_deep_continuous
+Command:   python main.py --config=configs/vp/cifar10_ddpmpp_deep_continuous.py
+               --workdir=runs/cifar10_ddpmpp_deep_continuous
 Cost:      950,000 steps of 128 images; `scripts/benchmark --models` has the seconds of one here.
 Expected:  FID 2.41, Inception score 9.68; by the ODE 3.08; 3.13 bits/dim (score_sde's own table).
 Paper:     Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021.

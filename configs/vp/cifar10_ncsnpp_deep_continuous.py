@@ -1,6 +1,7 @@
 """NCSN++, deep on CIFAR-10: VP.
 
-Command:   python main.py --config=configs/vp/cifar10_ncsnpp_deep_continuous.py --workdir=runs/cifar10_ncsnpp_deep_continuous
+Command:   python main.py --config=configs/vp/cifar10_ncsnpp_deep_continuous.py
+               --workdir=runs/cifar10_ncsnpp_deep_continuous
 Cost:      950,000 steps of 128 images; `scripts/benchmark --models` has the seconds of one here.
 Expected:  no figure was published with this configuration.
 Paper:     Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021.

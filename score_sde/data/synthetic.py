@@ -16,8 +16,8 @@ COARSE = 4  # pixels of the random field a side, before it is drawn out
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """size: of an image's sides, a multiple of 4. records: in the training part; a quarter of them, at least 1, are the test
-    part. low, high: what the 256 levels are scaled to."""
+    """size: of an image's sides, a multiple of 4. records: in the training part; a quarter of them, at least 1, are the
+    test part. low, high: what the 256 levels are scaled to."""
 
     size: int = 32
     channels: int = 3
@@ -28,7 +28,9 @@ class Synthetic:
 
     def __post_init__(self) -> None:
         with Checks() as check:
-            check.that(self.size >= COARSE and self.size % COARSE == 0, f"size must be a multiple of 4, not {self.size}")
+            check.that(
+                self.size >= COARSE and self.size % COARSE == 0, f"size must be a multiple of 4, not {self.size}"
+            )
             check.that(self.channels >= 1, f"channels must be at least 1, not {self.channels}")
             check.that(self.classes >= 0, f"classes must be at least 0, not {self.classes}")
             check.that(self.records >= 1, f"records must be at least 1, not {self.records}")

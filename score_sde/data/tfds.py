@@ -1,6 +1,7 @@
 """Image sets of TensorFlow Datasets, read without TensorFlow: prepared as array_record, through its random access.
 
-Images are cut to their central square and resized to `size` by area, as 8 bits a colour. All of a part is held in memory.
+Images are cut to their central square and resized to `size` by area, as 8 bits a colour. All of a part is held in
+memory.
 """
 
 import dataclasses
@@ -18,9 +19,9 @@ MODES = {1: "L", 3: "RGB"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TFDS:
-    """name: of the data set, `cifar10` or `lsun/bedroom`. size, channels: of the images as the model sees them. classes: of
-    its field `label`, 0 for none. train, test: parts. low, high: what the 256 levels are scaled to. directory: where
-    it was prepared, "" for TensorFlow Datasets' own default."""
+    """name: of the data set, `cifar10` or `lsun/bedroom`. size, channels: of the images as the model sees them.
+    classes: of its field `label`, 0 for none. train, test: parts. low, high: what the 256 levels are scaled to.
+    directory: where it was prepared, "" for TensorFlow Datasets' own default."""
 
     name: str = "cifar10"
     size: int = 32

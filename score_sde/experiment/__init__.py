@@ -7,7 +7,17 @@ import jax
 
 from score_sde.errors import UserError
 from score_sde.experiment import all as all_modes
-from score_sde.experiment import compare, evaluate, exporting, importing, likelihood, sample, train, verify
+from score_sde.experiment import (
+    compare,
+    evaluate,
+    exporting,
+    importing,
+    likelihood,
+    sample,
+    train,
+    train_classifier,
+    verify,
+)
 from score_sde.experiment.base import Experiment
 from score_sde.training.interrupt import StopRequest
 
@@ -15,7 +25,8 @@ from score_sde.training.interrupt import StopRequest
 class Mode(NamedTuple):
     """run: the mode. check: of its settings. needs_checkpoint: whether a trained model must be there already.
 
-    options: a dataclass of what is no setting of the experiment, given as --MODE.KEY=VALUE; run and check take one last.
+    options: a dataclass of what is no setting of the experiment, given as --MODE.KEY=VALUE; run and check take one
+    last.
     """
 
     run: Callable[..., None]
@@ -29,6 +40,7 @@ ALONE: dict[str, Callable[[StopRequest], None]] = {"verify": verify.run}
 
 MODES: dict[str, Mode] = {
     "train": Mode(train.run, train.check, lambda _: False),
+    "train_classifier": Mode(train_classifier.run, train_classifier.check, lambda _: False),
     "sample": Mode(sample.run),
     "evaluate": Mode(evaluate.run, evaluate.check),
     "likelihood": Mode(likelihood.run, likelihood.check),
@@ -40,7 +52,7 @@ MODES: dict[str, Mode] = {
 
 
 def run(name: str, experiment: Experiment, stop: StopRequest, options: Any = None) -> None:
-    """Runs the mode `name`: checks the workdir and its checkpoint, and only then changes it. options: of the mode's class.
+    """Runs the mode `name`: checks the workdir and its checkpoint, and only then changes it. options: the mode's own.
 
     Raises UserError with nothing changed, Interrupted with everything saved.
     """

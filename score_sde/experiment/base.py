@@ -25,11 +25,12 @@ from score_sde.evaluation.metrics import METRICS
 from score_sde.experiment.label import UNLABELLED, Label
 from score_sde.experiment.workdir import Workdir
 from score_sde.likelihood import check_trace
-from score_sde.losses import Bound, Objective, Sliced, Times, Weighting
+from score_sde.losses import Bound, Denoising, Objective, Sliced, Times, Weighting
 from score_sde.models import Network
 from score_sde.oracles import ORACLES
 from score_sde.samplers import Sampler
 from score_sde.sde import SDE, Process, check_kind
+from score_sde.training.classifier import ClassifierPlan
 from score_sde.training.duration import Duration
 from score_sde.training.loop import Training
 from score_sde.training.optimiser import Optimiser
@@ -187,6 +188,7 @@ class Experiment:
     times: Times
     optimiser: Optimiser
     training: Training
+    classifier: ClassifierPlan
     sampling: Sampling
     sampling_sde: Process
     samplers: dict[str, Sampler]
@@ -282,6 +284,11 @@ class Experiment:
             weighting = self.config["weighting"]["name"]
             own = not bound or weighting == "vlb"
             check.that(own, f"'bound' is weighted by itself: set weighting.name to 'vlb', not {weighting!r}")
+            variance = self.network.settings.learns_log_variance
+            used = not variance or isinstance(self.objective, Denoising)
+            check.that(
+                used, "the network's learned uncertainty is for 'denoising': set model.uncertainty_features to 0"
+            )
             sliced = isinstance(self.objective, Sliced)
             of_noise = not sliced or self.weighting.of == "epsilon"
             check.that(of_noise, f"'sliced' needs a weighting of the noise's error, as 'sigma2' is, not {weighting!r}")
@@ -327,12 +334,12 @@ class Experiment:
         """The number of training records, which only epochs ask for: what needs no data works without them."""
         return len(self.train_records) if duration.unit == "epochs" else 0
 
-    def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the training state; nothing is computed."""
+    def abstract_state(self, init: Callable[[], TrainState] | None = None) -> TrainState:
+        """Shapes, dtypes and shardings of the state that `init` makes, by default `init_state`; computes nothing."""
         sharding = replicated(self.mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(self.init_state),
+            jax.eval_shape(init or self.init_state),
         )
 
     def open_checkpoints(self, *, read_only: bool) -> Checkpoints:
@@ -341,7 +348,13 @@ class Experiment:
     @property
     def model(self) -> Model:
         """The process, the network and how it is used."""
-        return Model(sde=self.sde, parameterisation=self.parameterisation, apply=self.network.apply)
+        return Model(
+            sde=self.sde,
+            parameterisation=self.parameterisation,
+            apply=self.network.apply,
+            log_variance=self.network.log_variance,
+            project=self.network.project,
+        )
 
     def denoiser(self, params: Params) -> Any:
         """The trained denoiser, for inference."""

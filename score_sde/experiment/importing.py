@@ -26,8 +26,7 @@ from score_sde.writers import say
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Import:
-    """file: of score_sde_pytorch, or safetensors of --mode=export. weights: "ema", or "raw" for the parameters
-    in the place of their moving average."""
+    """file: see `pretrained.load`. weights: "ema", or "raw" for the parameters in the place of their moving average."""
 
     file: str = ""
     weights: str = "ema"

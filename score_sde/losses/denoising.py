@@ -6,8 +6,14 @@ with w a weighting, P the prediction that it weights (ε for most), whatever the
 configured. At the steps of `ddpm` and `smld` (times "steps", weighting "sigma2") it is DDPM's simple loss and NCSN's
 loss, Σ_i σ_i² |score error|²/N.
 
-`reduction` "sum" takes ½ Σ_d for mean_d, as score_sde's VE experiments do: Adam does not see the factor, a bound on the gradient's
-norm does.
+`reduction` "sum" takes ½ Σ_d for mean_d, as score_sde's VE experiments do: Adam does not see the factor, a bound on
+the gradient's norm does.
+
+Where the network learns a log-variance u(t) of that loss (Karras et al. 2024, eq. 21), it is trained on
+
+    L e^{−u(t)} + u(t)
+
+whose best u is log E[L | t], so that every time's loss counts alike.
 
 Source: Vincent 2011; Ho et al. 2020, eq. 14; Song et al. 2021, eq. 7.
 """
@@ -23,7 +29,6 @@ from score_sde.losses.base import Loss, Objective
 from score_sde.losses.weightings import Weighting
 from score_sde.sde import expand
 from score_sde.typing import Condition, Data, Keys, PerSample, Time
-
 
 REDUCTIONS = ("mean", "sum")
 
@@ -50,7 +55,11 @@ class Denoising(Objective):
     ) -> Loss:
         loss = weighting(denoiser.sde, t) * squared_error(denoiser, weighting.of, x_0, condition, keys, t)
         scale = 1.0 if self.reduction == "mean" else x_0[0].size / 2
-        return Loss(factor * scale * loss, loss)
+        if denoiser.log_variance is None:
+            return Loss(factor * scale * loss, loss)
+        u = denoiser.log_variance(t)
+        scaled = loss * jnp.exp(-u)
+        return Loss(factor * scale * (scaled + u), scaled)
 
 
 def squared_error(

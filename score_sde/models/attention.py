@@ -2,8 +2,8 @@ r"""Attention of the score networks: one function for all of them.
 
     out_i = Σ_j softmax_j(q_i · k_j / √features) v_j
 
-Of more than `CHUNK` queries the result is computed a chunk of queries at a time, and recomputed in the backward pass, so
-that memory grows with the number of tokens and not with its square.
+Of more than `CHUNK` queries the result is computed a chunk of queries at a time, and recomputed in the backward
+pass, so that memory grows with the number of tokens and not with its square.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ def split_heads(x: Float[Array, "batch tokens channels"], heads: int) -> Heads:
 
 
 class CrossAttention(nnx.Module):
-    """x + Wₒ attention(W_q norm(x), W_k tokens, W_v tokens) over all places of x; the identity at first, to `ZERO_INIT`.
+    """x + Wₒ attention(W_q norm(x), W_k tokens, W_v tokens) over all places of x; at first the identity.
 
     heads: of `channels`/`heads` features each. norm: of x, by default a group normalisation.
     """

@@ -6,11 +6,12 @@ A condition is None or a dict with any of
     vector   `(batch, vector_features)`
     tokens   `(batch, length, token_features)`, and optionally mask `(batch, length)`, True where a token counts
     image    `(batch, *space, image_channels)`, concatenated to x on channels; resized where its size is not that of x
+    augment  `(batch, augment_features)`, how the sample was augmented, zeros for not at all (Karras et al. 2022)
     drop     `(batch,)` True where the sample is to have no condition, whatever the others say
 
-A network takes those whose setting is not 0, and what is missing is the same as what is dropped: the label's null row, a
-learnt null vector, tokens of which only a learnt null token counts, an image of zeros. So one network serves with and
-without a condition, as classifier-free guidance needs (Ho & Salimans 2022).
+A network takes those whose setting is not 0, and what is missing is the same as what is dropped: the label's null
+row, a learnt null vector, tokens of which only a learnt null token counts, an image of zeros, no augmentation. So one
+network serves with and without a condition, as classifier-free guidance needs (Ho & Salimans 2022).
 """
 
 import dataclasses
@@ -22,20 +23,36 @@ from jaxtyping import Array, Bool, Float
 
 from score_sde.errors import Checks, UserError
 from score_sde.models.layers import Dtype, across, dense, embedding, parameter
-from score_sde.typing import Condition, Data
+from score_sde.typing import Condition, Data, Params
 
 # A condition's key to the setting that allows it.
-SETTING = {"label": "classes", "vector": "vector_features", "tokens": "token_features", "image": "image_channels"}
+SETTING = {
+    "label": "classes",
+    "vector": "vector_features",
+    "tokens": "token_features",
+    "image": "image_channels",
+    "augment": "augment_features",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Settings that all networks share. classes: number of labels. The other three: see the module. 0 is none of it."""
+    """Settings that all networks share. classes: number of labels. The other four: see the module. 0 is none of it."""
 
     classes: int = 0
     vector_features: int = 0
     token_features: int = 0
     image_channels: int = 0
+    augment_features: int = 0
+
+    @property
+    def learns_log_variance(self) -> bool:
+        """Whether the network has a `log_variance`; see `functional.Network`."""
+        return False
+
+    def project(self, params: Params) -> Params:
+        """The parameters, moved to where the network keeps them; most leave them anywhere."""
+        return params
 
     def check_conditions(self, check: Checks) -> None:
         """Notes what is wrong with these settings."""
@@ -77,12 +94,14 @@ class ConditionEmbedding(nnx.Module):
         if settings.vector_features:
             self.null_vector = parameter(jnp.zeros(settings.vector_features), "channels")
             self.vector = dense(settings.vector_features, features, dtype=dtype, rngs=rngs)
+        if settings.augment_features:
+            self.augment = dense(settings.augment_features, features, bias=False, dtype=dtype, rngs=rngs)
         if settings.token_features:
             value = jax.random.normal(rngs.params(), (settings.token_features,))
             self.null_token = parameter(value, "channels")
 
     def features(self, condition: Condition, batch: int) -> Float[Array, "batch features"] | float:
-        """What is added to the embedding of the noise level: label and vector."""
+        """What is added to the embedding of the noise level: label, vector and augmentation."""
         self.settings.check_condition(condition)
         keep, total = kept(condition, batch), 0.0
         if self.settings.classes:
@@ -92,6 +111,9 @@ class ConditionEmbedding(nnx.Module):
             null = jnp.broadcast_to(self.null_vector[...][None], (batch, self.settings.vector_features))
             vector = null if not _has(condition, "vector") else jnp.where(keep[:, None], condition["vector"], null)
             total = total + self.vector(vector)
+        if self.settings.augment_features and _has(condition, "augment"):
+            augment = condition["augment"]
+            total = total + self.augment(jnp.where(keep[:, None], augment, jnp.zeros_like(augment)))
         return total
 
     def tokens(
@@ -141,4 +163,6 @@ def check_sides(network: str, sides: tuple[int, ...], factor: int) -> None:
     if any(side % factor for side in sides):
         near = "x".join(str(max(factor, round(side / factor) * factor)) for side in sides)
         given = "x".join(map(str, sides))
-        raise UserError(f"{network} with these settings needs sides divisible by {factor}, not {given}; the nearest is {near}")
+        raise UserError(
+            f"{network} with these settings needs sides divisible by {factor}, not {given}; the nearest is {near}"
+        )

@@ -1,6 +1,7 @@
 """DDPM (Ho, Jain & Abbeel 2020): NCSN++'s U-Net with plain residual blocks, and 32 groups in every normalisation.
 
-Down-sampling is a convolution of stride 2 padded at the far side alone, up-sampling nearest neighbour and a convolution.
+Down-sampling is a convolution of stride 2 padded at the far side alone, up-sampling nearest neighbour and a
+convolution.
 """
 
 import dataclasses

@@ -1,11 +1,14 @@
 """The one place where an nnx module is split and merged: networks leave `models` as pure functions."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from score_sde.typing import Condition, Data, Params, PerSample
 
@@ -20,15 +23,28 @@ class Builder(Protocol):
         """The module for samples of `shape`."""
 
 
-class Settings(Builder, Protocol):
+class Labelled(Builder, Protocol):
+    """What a row of `models.CLASSIFIERS` is. Its module is called as `module(x, noise_condition, *, train, rng)`."""
+
+    @property
+    def classes(self) -> int:
+        """How many labels the network takes, 0 where it takes none, or tells apart."""
+        ...
+
+
+class Settings(Labelled, Protocol):
     """What a row of `models.NETWORKS` is.
 
     Its module is called as `module(x, noise_condition, condition, *, train, rng)`.
     """
 
     @property
-    def classes(self) -> int:
-        """How many labels the network takes; 0 where it takes none."""
+    def learns_log_variance(self) -> bool:
+        """Whether its module has a `log_variance(noise_condition)`."""
+        ...
+
+    def project(self, params: Params) -> Params:
+        """See `Network.project`."""
         ...
 
 
@@ -65,10 +81,10 @@ def parameters_of(settings: Builder, shape: tuple[int, ...]) -> dict[Path, Param
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-    """A score network as two pure functions of its parameters, a nested dict of float32 arrays."""
+class Functional:
+    """A network as pure functions of its parameters, a nested dict of float32 arrays. Subclasses add `apply`."""
 
-    settings: Settings
+    settings: Any
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -86,6 +102,13 @@ class Network:
         """The number of parameters, those fixed by design included, as papers count them."""
         return sum(math.prod(each.shape) for each in self.parameters().values())
 
+
+@dataclasses.dataclass(frozen=True)
+class Network(Functional):
+    """A score network."""
+
+    settings: Settings
+
     def apply(
         self,
         params: Params,
@@ -99,3 +122,29 @@ class Network:
         """The network's output; see `score_sde.typing.NetworkApply`."""
         module = with_params(self.settings, self.shape, params)
         return module(x, noise_condition, condition, train=train, rng=rng)
+
+    def project(self, params: Params) -> Params:
+        """The parameters, moved after an update to where the network keeps them: most leave them where they are."""
+        return self.settings.project(params)
+
+    @property
+    def log_variance(self) -> Callable[[Params, PerSample], PerSample] | None:
+        """(params, noise_condition) → u, the learned logarithm of the loss's variance; None where it learns none."""
+        if not self.settings.learns_log_variance:
+            return None
+        module = functools.partial(with_params, self.settings, self.shape)
+        return lambda params, noise_condition: module(params).log_variance(noise_condition)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier(Functional):
+    """A noise-conditional classifier, of which `settings` is a row of `models.CLASSIFIERS` with its settings."""
+
+    settings: Labelled
+
+    def apply(
+        self, params: Params, x: Data, noise_condition: PerSample, *, train: bool, rng: jax.Array | None
+    ) -> Float[Array, "batch classes"]:
+        """The logits of the labels of x at its noise level; see `NetworkApply` for train and rng."""
+        module = with_params(self.settings, self.shape, params)
+        return module(x, noise_condition, train=train, rng=rng)

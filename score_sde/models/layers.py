@@ -51,7 +51,7 @@ def conv(
     rngs: nnx.Rngs,
     **options: Any,
 ) -> nnx.Conv:
-    """A convolution, same-padded unless `options`, those of `nnx.Conv`, say otherwise; square where kernel is one number.
+    """A convolution, same-padded unless `options`, those of `nnx.Conv`, say otherwise.
 
     scale: of DDPM's initialiser. init: another one instead.
     """
@@ -94,7 +94,9 @@ def dense(
     )
 
 
-def embedding(rows: int, features: int, *, init: nnx.Initializer | None = None, rngs: nnx.Rngs, dtype: Dtype) -> nnx.Embed:
+def embedding(
+    rows: int, features: int, *, init: nnx.Initializer | None = None, rngs: nnx.Rngs, dtype: Dtype
+) -> nnx.Embed:
     """A table of `rows` learnt vectors."""
     chosen = {} if init is None else {"embedding_init": init}
     metadata = {"axes": ("table", "out"), "trainable": True}
@@ -104,8 +106,8 @@ def embedding(rows: int, features: int, *, init: nnx.Initializer | None = None, 
 class GroupNorm(nnx.Module):
     """Group normalisation over all axes between batch and channels, statistics in float32.
 
-    groups: by default min(C/4, 32), as in score_sde. Mean and variance in two passes (exact for a large mean); sums over
-    pixels are taken per channel, where the channels are contiguous in memory, and only then over the group.
+    groups: by default min(C/4, 32), as in score_sde. Mean and variance in two passes (exact for a large mean); sums
+    over pixels are taken per channel, where the channels are contiguous in memory, and only then over the group.
     """
 
     def __init__(self, channels: int, *, groups: int | None = None, epsilon: float = 1e-6, dtype: Dtype) -> None:

@@ -1,4 +1,4 @@
-"""NCSN (Song & Ermon 2019): a RefineNet whose normalisation is conditional on the number of one of a few noise levels."""
+"""NCSN (Song & Ermon 2019): a RefineNet whose normalisation is conditional on the number of a noise level."""
 
 import dataclasses
 

@@ -5,8 +5,9 @@ r"""DDPM++ and NCSN++: the U-Nets of Song et al. 2021, appendix H, and with othe
     down        blocks and attention at each resolution, then R = down (BigGAN) or a convolution of stride 2 (DDPM)
     up          the same with the skip connections concatenated, one block more a resolution
 
-R is naive or FIR resampling (`resample`). NCSN++ joins the image itself, resampled, to each resolution (`progressive_input`),
-and may build the output up over the resolutions (`progressive`). All names of settings are those of score_sde where it has one.
+R is naive or FIR resampling (`resample`). NCSN++ joins the image itself, resampled, to each resolution
+(`progressive_input`), and may build the output up over the resolutions (`progressive`). All names of settings are
+those of score_sde where it has one.
 """
 
 import dataclasses
@@ -52,14 +53,16 @@ COMBINE = ("sum", "cat")
 class UNet(Sigmas):
     """Settings of the network for images, and of its form for video.
 
-    channels: width at full resolution, times `channel_multipliers` below. attention_resolutions: heights in
-    pixels at which attention follows each block. embedding: of the noise condition, "log_fourier" of its logarithm as in
-    score_sde, where it is σ; fourier_scale: standard deviation of the frequencies.
-    block: "biggan" resamples within residual blocks, "ddpm" between them, by convolutions where `resample_convolution`.
-    fir: whether resampling takes `fir_kernel` and not nearest neighbours and means. skip_rescale: every sum of two by
-    1/√2. progressive, progressive_input: how the output is built up and the input fed in over the resolutions;
-    progressive_combine: "input_skip" by sum or concatenation. noise_conditional: False tells the network nothing of the
-    noise level. groups: of every normalisation, 0 for min(C/4, 32). dtype: of the computation, "float32" or "bfloat16";
+    channels: width at full resolution, times `channel_multipliers` below. attention_resolutions: heights in pixels
+    at which attention follows each block. embedding: of the noise condition, "log_fourier" of its logarithm as in
+    score_sde, where it is σ; fourier_scale: standard deviation of the frequencies. block: "biggan" resamples within
+    residual blocks, "ddpm" between them, by convolutions where `resample_convolution`. fir: whether resampling takes
+    `fir_kernel` and not nearest neighbours and means. skip_rescale: every sum of two by 1/√2. progressive,
+    progressive_input: how the output is built up and the input fed in over the resolutions; progressive_combine:
+    "input_skip" by sum or concatenation. noise_conditional: False tells the network nothing of the noise level.
+    noise_features, embedding_features: widths of γ and e; 0 for `channels` (for Fourier features twice that) and 4
+    `channels`. condition_first: the condition is added to γ and not to what both layers make of it, as in EDM.
+    groups: of every normalisation, 0 for min(C/4, 32). dtype: of the computation, "float32" or "bfloat16";
     parameters are float32 always. remat: activations within blocks are recomputed in the backward pass.
     """
 
@@ -78,6 +81,9 @@ class UNet(Sigmas):
     progressive_input: str = "none"
     progressive_combine: str = "sum"
     noise_conditional: bool = True
+    noise_features: int = 0
+    embedding_features: int = 0
+    condition_first: bool = False
     groups: int = 0
     dropout: float = 0.1
     dtype: str = "float32"
@@ -100,18 +106,30 @@ class UNet(Sigmas):
             )
             blocks = self.blocks_per_resolution
             check.that(blocks >= 1, f"blocks_per_resolution must be at least 1, not {blocks}")
+            for name in ("noise_features", "embedding_features"):
+                check.that(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
+            joined = self.noise_conditional or not self.condition_first
+            check.that(joined, "condition_first needs noise_conditional: there is nothing to add the condition to")
             check.that(self.fourier_scale > 0, f"fourier_scale must be positive, not {self.fourier_scale}")
             check.that(
                 len(self.fir_kernel) >= 2 and sum(self.fir_kernel) > 0,
                 f"fir_kernel must be at least two taps of a positive sum, not {self.fir_kernel}",
             )
             divides = self.groups >= 0 and (self.groups == 0 or self.channels % self.groups == 0)
-            check.that(divides, f"groups must divide channels={self.channels}, or be 0 for min(C/4, 32), not {self.groups}")
+            check.that(
+                divides, f"groups must divide channels={self.channels}, or be 0 for min(C/4, 32), not {self.groups}"
+            )
             check.that(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
             self.check_conditions(check)
             self.check_sigmas(check)
             told = not self.scale_by_sigma or self.embedding != "fourier"
             check.that(told, "scale_by_sigma needs embedding 'log_fourier' of sigma itself, or 'positional' of a level")
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Features of γ and of e."""
+        noise = self.noise_features or self.channels * (1 if self.embedding == "positional" else 2)
+        return noise, self.embedding_features or 4 * self.channels
 
     def check_image_shape(self, network: str, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
@@ -172,8 +190,8 @@ class Block(nnx.Module):
         self.norm_in = GroupNorm(in_channels, groups=groups, dtype=dtype)
         options: dict[str, Any] = {"dimensions": settings.dimensions, "dtype": dtype, "rngs": rngs}
         self.conv_in = conv(in_channels, out_channels, 3, **options)
-        told = settings.noise_conditional or settings.classes or settings.vector_features
-        self.embedding = dense(4 * settings.channels, out_channels, dtype=dtype, rngs=rngs) if told else None
+        told = settings.noise_conditional or settings.classes or settings.vector_features or settings.augment_features
+        self.embedding = dense(settings.widths[1], out_channels, dtype=dtype, rngs=rngs) if told else None
         self.norm_out = GroupNorm(out_channels, groups=groups, dtype=dtype)
         self.dropout = nnx.Dropout(settings.dropout)
         self.conv_out = conv(out_channels, out_channels, 3, scale=0.0, **options)
@@ -200,8 +218,8 @@ class Block(nnx.Module):
             return x
         if self.resample != "up":
             return self.skip(self._resampled(x))
-        # A linear map of the channels and resampling commute, and the map costs a quarter before it. The offset does not,
-        # since a filter sees zeros outside of the image.
+        # A linear map of the channels and resampling commute, and the map costs a quarter before it. The offset does
+        # not, since a filter sees zeros outside of the image.
         offset = across(self.skip.bias[...][None].astype(x.dtype), x.ndim)
         return self._resampled(self.skip(x) - offset) + offset
 
@@ -298,18 +316,16 @@ class NCSNppModule(nnx.Module):
             self.tail = Tail(channels, shape[-1], settings, scale=0.0, rngs=rngs)
 
     def _build_embedding(self, settings: NCSNpp, dtype: Dtype, rngs: nnx.Rngs) -> None:
-        width = settings.channels
-        features = width if settings.embedding == "positional" else 2 * width
+        noise, features = settings.widths
         if settings.noise_conditional:
             if settings.embedding != "positional":
-                self.fourier = FourierEmbedding(features, settings.fourier_scale, rngs=rngs)
-            self.embed_in = dense(features, 4 * width, dtype=dtype, rngs=rngs)
-            self.embed_out = dense(4 * width, 4 * width, dtype=dtype, rngs=rngs)
-        self.condition = ConditionEmbedding(settings, 4 * width, dtype=dtype, rngs=rngs)
+                self.fourier = FourierEmbedding(noise, settings.fourier_scale, rngs=rngs)
+            self.embed_in = dense(noise, features, dtype=dtype, rngs=rngs)
+            self.embed_out = dense(features, features, dtype=dtype, rngs=rngs)
+        told = noise if settings.condition_first else features
+        self.condition = ConditionEmbedding(settings, told, dtype=dtype, rngs=rngs)
 
-    def _build_down(
-        self, settings: NCSNpp, height: int, inputs: int, rngs: nnx.Rngs
-    ) -> tuple[int, list[int]]:
+    def _build_down(self, settings: NCSNpp, height: int, inputs: int, rngs: nnx.Rngs) -> tuple[int, list[int]]:
         """The way down. Returns the channels at its end and those of all skip connections."""
         width, channels, pyramid = settings.channels, settings.channels, inputs
         skips, down, join = [width], [], []
@@ -332,9 +348,7 @@ class NCSNppModule(nnx.Module):
         return channels, skips
 
     @staticmethod
-    def _join_input(
-        settings: NCSNpp, channels: int, pyramid: int, join: list[Any], rngs: nnx.Rngs
-    ) -> tuple[int, int]:
+    def _join_input(settings: NCSNpp, channels: int, pyramid: int, join: list[Any], rngs: nnx.Rngs) -> tuple[int, int]:
         """Adds what feeds the image in again; the channels after it, and those of the image's pyramid."""
         if settings.progressive_input == "input_skip":
             join.append(dense(pyramid, channels, dtype=DTYPES[settings.dtype], rngs=rngs))
@@ -463,9 +477,11 @@ class NCSNppModule(nnx.Module):
         told: Any = self.condition.features(condition, batch)
         if settings.noise_conditional:
             if settings.embedding == "positional":
-                features = positional_embedding(noise_condition, settings.channels)
+                features = positional_embedding(noise_condition, settings.widths[0])
             else:
                 log = settings.embedding == "log_fourier"
                 features = self.fourier(jnp.log(noise_condition) if log else noise_condition)
+            if settings.condition_first:
+                features, told = features + jnp.asarray(told, jnp.float32), 0.0
             told = self.embed_out(jax.nn.swish(self.embed_in(features))) + told
         return None if isinstance(told, float) else jax.nn.swish(told)

@@ -1,4 +1,4 @@
-"""NCSNv2 (Song & Ermon 2020): an unconditional RefineNet whose output is divided by σ, in three depths for image sizes."""
+"""NCSNv2 (Song & Ermon 2020): an unconditional RefineNet whose output is divided by σ, in three depths."""
 
 import dataclasses
 
@@ -13,8 +13,8 @@ from score_sde.models.sigmas import Sigmas
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NCSNv2(Sigmas):
-    """Settings. channels: width at full resolution. layout: of the stages, for images of about 64, 128 or 256 pixels. The noise
-    condition is the number of a level, 0 for the largest of `noise_levels`. dtype, remat: as in `NCSNpp`."""
+    """Settings. channels: width at full resolution. layout: of the stages, for images of about 64, 128 or 256 pixels.
+    The noise condition is the number of a level, 0 for the largest of `noise_levels`. dtype, remat: as in `NCSNpp`."""
 
     channels: int = 128
     layout: int = 64

@@ -1,11 +1,12 @@
-r"""The RefineNet of NCSN and NCSNv2 (Song & Ermon 2019 and 2020; Lin et al. 2017): residual stages and a refinement of each.
+r"""The RefineNet of NCSN and NCSNv2 (Song & Ermon 2019, 2020; Lin et al. 2017): residual stages, each then refined.
 
     stage     two residual blocks: norm, activation, conv, norm, activation, conv, + shortcut; the first may halve the
               resolution (a convolution, then the mean of 2×2) or dilate its convolutions instead
     refine    of a stage and of what is refined below: residual convolution units (RCU) each, convolutions to a common
               width and size (MSF), chained residual pooling (CRP), residual convolution units
 
-Normalisation is "instance norm++": with μ_c the mean of channel c over the pixels, and m, v mean and variance of μ over channels,
+Normalisation is "instance norm++": with μ_c the mean of channel c over the pixels, and m, v mean and variance of μ
+over channels,
 
     norm(x)_c = γ_c ( (x_c − μ_c)/√(var_c + ε) + α_c (μ_c − m)/√(v + ε) ) + β_c
 
@@ -158,7 +159,9 @@ class InstanceNorm(nnx.Module):
         normalised = centred * jax.lax.rsqrt(across(jnp.mean(centred**2, axis=(1, 2)), x.ndim) + EPSILON)
         spread = jnp.var(mean, axis=-1, keepdims=True, ddof=1)
         means = (mean - mean.mean(axis=-1, keepdims=True)) * jax.lax.rsqrt(spread + EPSILON)
-        gamma, alpha, beta = (across(self._of(each[...], level), x.ndim) for each in (self.gamma, self.alpha, self.beta))
+        gamma, alpha, beta = (
+            across(self._of(each[...], level), x.ndim) for each in (self.gamma, self.alpha, self.beta)
+        )
         return (gamma * (normalised + alpha * across(means, x.ndim)) + beta).astype(self.dtype)
 
     def _of(self, table: Array, level: Float[Array, "batch"]) -> Float[Array, "rows channels"]:
@@ -171,8 +174,8 @@ class InstanceNorm(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """norm, activation, conv, norm, activation, conv, + shortcut. changes: whether it is the first of a stage that halves
-    the resolution or dilates."""
+    """norm, activation, conv, norm, activation, conv, + shortcut. changes: whether it is the first of a stage that
+    halves the resolution or dilates."""
 
     def __init__(self, build: _Builder, inputs: int, outputs: int, *, changes: bool, stage: Stage) -> None:
         middle = inputs if changes else outputs
@@ -280,4 +283,3 @@ def _linear(inputs: int, outputs: int) -> Float[np.ndarray, "outputs inputs"]:
     weights[np.arange(outputs), below] = 1 - (place - below)
     weights[np.arange(outputs), np.minimum(below + 1, inputs - 1)] += place - below
     return weights
-

@@ -5,8 +5,8 @@ With k the filter, of sum 1 and n taps, p₀ = ⌊(n − 1)/2⌋, and x zero out
     down   y_a = Σ_j k_j x_{2a + n−1−j−p₀}
     up     y_m = Σ_j 2 k_j x_{(m + n−2−j−p₀)/2}     over the j where the index is whole
 
-(`upfirdn` of Karras et al. 2020 with the paddings of score_sde.) An up-sampled value is a sum of n/2 values, not of n with
-every other one zero. Filter (1, 1) is the naive resampling: nearest neighbour and the mean of 2×2.
+(`upfirdn` of Karras et al. 2020 with the paddings of score_sde.) An up-sampled value is a sum of n/2 values, not of
+n with every other one zero. Filter (1, 1) is the naive resampling: nearest neighbour and the mean of 2×2.
 """
 
 import itertools
@@ -41,7 +41,7 @@ def downsample(x: Image, kernel: Sequence[float] = NAIVE) -> Image:
 
 
 def smooth(x: Image, kernel: Sequence[float], *, before: int, after: int) -> Image:
-    """The filter alone, y_m = Σ_j k_j x_{m + n−1−j−before}, of n − 1 values fewer than x with those before and after."""
+    """The filter alone, y_m = Σ_j k_j x_{m + n−1−j−before}: n − 1 values fewer than x with those before and after."""
     for axis in range(1, x.ndim - 1):
         taps, n = _normalised(kernel), len(kernel)
         size = x.shape[axis] + before + after - n + 1

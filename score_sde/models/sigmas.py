@@ -3,7 +3,8 @@ r"""What the networks of score_sde share in how they take data and noise levels.
     x ← 2x − 1                      unless `centered`: data in [0, 1]
     output ← output / σ             where `scale_by_sigma`: the network predicts the score
 
-σ is the noise condition itself, or, for networks that are told the number k of one of N levels, counted from the largest,
+σ is the noise condition itself, or, for networks that are told the number k of one of N levels, counted from the
+largest,
 
     σ_k = σ_max (σ_min/σ_max)^{k/(N − 1)}
 """
@@ -22,8 +23,8 @@ from score_sde.typing import Data, PerSample
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sigmas(Conditions):
-    """Settings. centered, scale_by_sigma: see the module. sigma_min, sigma_max, noise_levels: of the levels told by number,
-    which must be those of the process."""
+    """Settings. centered, scale_by_sigma: see the module. sigma_min, sigma_max, noise_levels: of the levels told by
+    number, which must be those of the process."""
 
     centered: bool = True
     scale_by_sigma: bool = False

@@ -1,5 +1,6 @@
-"""Which importer reads a file, for which network. To add one: a line in `CONVERTERS`, and in `_named` if files look otherwise."""
+"""Which importer reads a file, for which network. To add one: its line in `CONVERTERS`."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,23 +12,32 @@ import safetensors.numpy
 
 from score_sde.errors import UserError, closest
 from score_sde.models import Network
+from score_sde.models.adm import ADM
 from score_sde.models.ddpm import DDPM
 from score_sde.models.dit import DiT
+from score_sde.models.edm import SongUNet
+from score_sde.models.edm2 import EDM2
 from score_sde.models.ncsnpp import NCSNpp
 from score_sde.models.uvit import UViT
-from score_sde.pretrained import dit, score_sde_pytorch, uvit
-from score_sde.pretrained.tensors import Tensors, checked, flat
+from score_sde.pretrained import dit, edm, edm_snapshot, guided_diffusion, score_sde_pytorch, uvit
+from score_sde.pretrained.pickles import Record
+from score_sde.pretrained.tensors import Tensors, checked, flat, listed
 from score_sde.pretrained.torch_files import read_checkpoint
 from score_sde.typing import Params
 
 WEIGHTS = ("ema", "raw")
 # Settings of a network to what turns named tensors into its parameters.
-CONVERTERS: dict[type, Callable[[Any, Tensors], Params]] = {
+CONVERTERS: dict[type, Callable[..., Params]] = {
     NCSNpp: score_sde_pytorch.convert,
     DDPM: score_sde_pytorch.convert,
+    ADM: guided_diffusion.convert,
     DiT: dit.convert,
+    SongUNet: edm.convert,
+    EDM2: edm.convert,
     UViT: uvit.convert,
 }
+# Settings that say nothing of the parameters, or that a file does not hold.
+FREE = ("dtype", "remat", "dropout")
 SEPARATOR = "/"  # in the names of a safetensors file
 
 
@@ -40,41 +50,81 @@ class Loaded(NamedTuple):
     step: int
 
 
-def load(path: Path, network: Network, weights: str = "ema") -> Loaded:
-    """A published checkpoint as parameters of `network`. weights: "ema", or "raw" for the parameters as the average too.
+class Named(NamedTuple):
+    """The same as named tensors. options: of the converter."""
 
-    Files: of score_sde_pytorch, and safetensors of this project's export. Raises UserError with one line where the file
-    is no such one, is damaged, asks for code to be run, or does not fit the network.
+    raw: dict[str, np.ndarray]
+    average: dict[str, np.ndarray]
+    step: int = 0
+    options: dict[str, Any] = {}
+
+
+def load(path: Path, network: Network, weights: str = "ema") -> Loaded:
+    """A published checkpoint as parameters of `network`. weights: "ema", or "raw" for the parameters in its place.
+
+    Files: of score_sde_pytorch (`.pth`), snapshots of EDM and EDM2 (`.pkl`), state dicts of guided-diffusion and DiT
+    (`.pt`), and safetensors of this project's export. Raises UserError with one line where the file is no such one, is
+    damaged, asks for code to be run, or does not fit the network.
     """
     if weights not in WEIGHTS:
         raise UserError(f"unknown weights {weights!r} ({closest(weights, WEIGHTS)})")
     if path.suffix == ".safetensors":
         params = _read_safetensors(path, network)
         return Loaded(params, params, 0)
-    named = _named(path)
-    raw, average = (_converted(path, network, arrays) for arrays in (named.raw, named.average))
+    named = _named(path, network)
+    average = _converted(path, network, named.average, named.options)
+    if named.raw is named.average:
+        return Loaded(average, average, named.step)
+    raw = _converted(path, network, named.raw, named.options)
     return Loaded(raw, raw if weights == "raw" else average, named.step)
 
 
-def _named(path: Path) -> score_sde_pytorch.Weights:
+def _named(path: Path, network: Network) -> Named:
     content = read_checkpoint(path)
     try:
         if score_sde_pytorch.is_one(content):
-            return score_sde_pytorch.weights(content)
+            return Named(*score_sde_pytorch.weights(content))
+        if isinstance(content, dict) and isinstance(content.get("ema"), Record):
+            return _of_snapshot(content["ema"], network)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no checkpoint of score_sde_pytorch: {type(error).__name__} {error}") from error
+        raise UserError(f"{path} is no checkpoint that is known here: {type(error).__name__} {error}") from error
+    if isinstance(content, dict) and content and all(isinstance(each, np.ndarray) for each in content.values()):
+        return Named(content, content)
     keys = list(content) if isinstance(content, dict) else type(content).__name__
     raise UserError(f"{path} is no checkpoint that is known here: it holds {str(keys)[:200]}")
 
 
-def _converted(path: Path, network: Network, arrays: dict[str, np.ndarray]) -> Params:
+def _of_snapshot(record: Record, network: Network) -> Named:
+    """Raises UserError that names the settings in which the snapshot and the config differ."""
+    snapshot, ours = edm_snapshot.described(record), network.settings
+    if type(snapshot.settings) is not type(ours):
+        kinds = (type(each).__name__ for each in (snapshot.settings, ours))
+        raise UserError("it holds a {}, the config says {}".format(*kinds))
+    compared = [field.name for field in dataclasses.fields(ours) if field.name not in FREE]  # type: ignore[arg-type]
+    differ = [name for name in compared if getattr(snapshot.settings, name) != getattr(ours, name)]
+    shown = [f"{name}={getattr(snapshot.settings, name)!r} there, {getattr(ours, name)!r} here" for name in differ]
+    shown += [f"samples of {snapshot.shape} there, {network.shape} here"] if snapshot.shape != network.shape else []
+    if shown:
+        raise UserError(f"its network is another than the config's: {'; '.join(shown)}")
+    arrays = edm_snapshot.flat_state(record)
+    return Named(arrays, arrays, 0, {"negated": True} if snapshot.negated else {})
+
+
+def _converted(path: Path, network: Network, arrays: dict[str, np.ndarray], options: dict[str, Any]) -> Params:
     kind = type(network.settings)
     if kind not in CONVERTERS:
         raise UserError(f"there are no published checkpoints to import for a {kind.__name__}")
     tensors = Tensors(arrays)
-    return checked(network, CONVERTERS[kind](network.settings, tensors), tensors, str(path))
+    try:
+        params = CONVERTERS[kind](network.settings, tensors, **options)
+    except (ValueError, IndexError) as error:  # tensors that belong together do not fit together
+        missing = f"; not in the file: {listed(tensors.missing)}" if tensors.missing else ""
+        raise UserError(f"{path} does not fit the config's network: {error}{missing}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return checked(network, params, tensors, str(path))
 
 
 # --- this project's own export --------------------------------------------------------------------------------------
@@ -82,7 +132,9 @@ def _converted(path: Path, network: Network, arrays: dict[str, np.ndarray]) -> P
 
 def save(path: Path, params: Params, metadata: dict[str, str]) -> None:
     """Writes a network's parameters as safetensors, with their paths as names. metadata: kept in the file's head."""
-    named = {SEPARATOR.join(map(str, place)): np.ascontiguousarray(value) for place, value in flat(jax.device_get(params))}
+    named = {
+        SEPARATOR.join(map(str, place)): np.ascontiguousarray(value) for place, value in flat(jax.device_get(params))
+    }
     partial = path.with_suffix(".partial")
     safetensors.numpy.save_file(named, partial, metadata=metadata)
     partial.replace(path)

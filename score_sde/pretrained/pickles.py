@@ -51,19 +51,29 @@ class NotAdmitted(Exception):
 
 @dataclasses.dataclass
 class Record:
-    """An object of a class that is not known here: its class's name and what was stored in it, as data."""
+    """An object of a class that is not known here: its class's name and what was stored in it, as data.
+
+    init_args, init_kwargs: the constructor's arguments, where NVIDIA's persistent classes recorded them.
+    """
 
     class_name: str
-    arguments: tuple[Any, ...] = ()
     state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
+    @property
+    def init_args(self) -> tuple[Any, ...]:
+        return tuple(self.state.get("_init_args", ()))
+
+    @property
+    def init_kwargs(self) -> dict[str, Any]:
+        return dict(self.state.get("_init_kwargs", {}))
+
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A piece of memory that tensors are views of. values: None while it is not read yet; its tensors are empty then."""
+    """Memory that tensors are views of. values: None while it is not read yet; its tensors are empty then."""
 
     values: np.ndarray | None
 
@@ -120,12 +130,12 @@ class _Reader(pickle.Unpickler):
 
 def _record_class(class_name: str) -> type:
     """A class that makes a `Record`, also where the stream builds its object without calling it."""
-    return type("Record", (Record,), {"__new__": lambda cls, *arguments: _record(cls, class_name, arguments)})
+    return type("Record", (Record,), {"__new__": lambda cls, *_: _record(cls, class_name), "__init__": lambda *_: None})
 
 
-def _record(cls: type, class_name: str, arguments: tuple[Any, ...]) -> Record:
+def _record(cls: type, class_name: str) -> Record:
     made = object.__new__(cls)
-    made.class_name, made.arguments, made.state = class_name, arguments, None
+    made.class_name, made.state = class_name, {}
     return made
 
 
@@ -191,7 +201,7 @@ class _Array:
 
 def _persistent(meta: Any) -> Record:
     """An object of NVIDIA's `persistence`: its class's source is in the file, and is not looked at."""
-    return Record(str(meta["class_name"]), (), meta["state"])
+    return Record(str(meta["class_name"]), meta["state"])
 
 
 def _storage_of_bytes(data: bytes) -> Any:
@@ -241,5 +251,5 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(plain(each) for each in value)
     if isinstance(value, Record):
-        return Record(value.class_name, plain(value.arguments), plain(value.state))
+        return Record(value.class_name, plain(value.state))
     return value

@@ -1,8 +1,8 @@
 """Checkpoints of score_sde_pytorch (Song et al. 2021) for its networks ncsnpp and ddpm.
 
-A file holds `{optimizer, model, ema, step}`. Keys of `model` begin with `module.`, and its parts are numbered in the order in
-which the original's constructor makes them: `all_modules.N`. The moving average is a list without names, in the order of the
-model's trainable parameters; the random frequencies `W` of a Fourier embedding are not among them.
+A file holds `{optimizer, model, ema, step}`. Keys of `model` begin with `module.`, and its parts are numbered in the
+order in which the original's constructor makes them: `all_modules.N`. The moving average is a list without names, in
+the order of the model's trainable parameters; the random frequencies `W` of a Fourier embedding are not among them.
 """
 
 import dataclasses

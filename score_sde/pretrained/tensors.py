@@ -1,7 +1,7 @@
 """The tensors of a published checkpoint on their way into a network's parameters.
 
-An importer names where each tensor goes; what is left over, missing or of another shape is found here, for all of them at
-once, so that no weight is ever silently dropped or left at random.
+An importer names where each tensor goes; what is left over, missing or of another shape is found here, for all of
+them at once, so that no weight is ever silently dropped or left at random.
 """
 
 from collections.abc import Iterable, Mapping
@@ -49,12 +49,15 @@ class Tensors:
     def conv(self, name: str, *, bias: bool = True) -> Part:
         """`name.weight` (out, in, *space) as a kernel (*space, in, out), and `name.bias`."""
         weight = self.take(f"{name}.weight")
-        return self._with_bias({"kernel": np.moveaxis(weight, (0, 1), (-1, -2)) if weight.ndim > 1 else weight}, name, bias)
+        return self._with_bias(
+            {"kernel": np.moveaxis(weight, (0, 1), (-1, -2)) if weight.ndim > 1 else weight}, name, bias
+        )
 
     def dense(self, name: str, *, bias: bool = True) -> Part:
         """`name.weight` (out, in), also of a 1×1 convolution, as a kernel (in, out), and `name.bias`."""
         weight = self.take(f"{name}.weight")
-        return self._with_bias({"kernel": weight.reshape(weight.shape[:2]).T if weight.ndim > 1 else weight}, name, bias)
+        matrix = weight.ndim > 1 and set(weight.shape[2:]) <= {1}  # else of another network, which its shape will tell
+        return self._with_bias({"kernel": weight.reshape(weight.shape[:2]).T if matrix else weight}, name, bias)
 
     def norm(self, name: str) -> Part:
         """`name.weight` and `name.bias` of a normalisation."""

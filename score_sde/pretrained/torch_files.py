@@ -1,8 +1,8 @@
 """Files that `torch.save` wrote, in both layouts, without PyTorch.
 
-    zip       an archive of NAME/data.pkl and NAME/data/KEY, one member a storage (since PyTorch 1.6)
-    legacy    pickles one after another: a magic number, a version, the writer's sizes, the object, the storages' keys;
-              then of each storage the number of its elements, 8 bytes, and the elements
+zip       an archive of NAME/data.pkl and NAME/data/KEY, one member a storage (since PyTorch 1.6)
+legacy    pickles one after another: a magic number, a version, the writer's sizes, the object, the storages' keys;
+          then of each storage the number of its elements, 8 bytes, and the elements
 """
 
 import io

@@ -1,0 +1,127 @@
+r"""ADM, the U-Net of guided-diffusion (Dhariwal & Nichol 2021, "Diffusion models beat GANs on image synthesis").
+
+Its blocks and the way down are those of `adm_blocks`; the way up is the same with the skip connections concatenated,
+one block more a resolution, and the output a norm, silu and a convolution that begins at zero.
+
+With `learned_variance` the last convolution has twice the channels (Nichol & Dhariwal 2021). The network is its first
+half, the mean's prediction; `ADMModule.mean_and_variance` gives both, the second being v ∈ [−1, 1] of the variance
+exp(½(1 + v) log β + ½(1 − v) log β̃) of a reverse step:
+
+    module = with_params(settings, shape, params)     # models.functional
+    mean, variance = module.mean_and_variance(x, noise_condition, condition, train=False, rng=None)
+
+The super-resolution variant is `image_channels` of x's number: the condition `image`, of a smaller size, is resized to
+that of x by the bilinear rule, and concatenated to it.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from score_sde.errors import Checks
+from score_sde.models.adm_blocks import (
+    ZERO,
+    Encoder,
+    Image,
+    Layer,
+    Level,
+    NoiseEmbedding,
+    UNetSettings,
+    between,
+    norm,
+    runner,
+)
+from score_sde.models.conditioning import ConditionEmbedding, Conditions
+from score_sde.models.layers import DTYPES, Dtype, conv
+from score_sde.typing import Condition
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ADM(UNetSettings, Conditions):
+    """Settings of the network. learned_variance: see the module."""
+
+    learned_variance: bool = False
+
+    def __post_init__(self) -> None:
+        with Checks() as check:
+            self.check_unet(check)
+            self.check_conditions(check)
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
+        self.check_sides("adm", shape)
+
+    def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> "ADMModule":
+        """The module for samples of `shape`."""
+        return ADMModule(self, shape, rngs)
+
+
+class ADMModule(nnx.Module):
+    """The network itself; see `ADM` for its settings."""
+
+    def __init__(self, settings: ADM, shape: tuple[int, ...], rngs: nnx.Rngs) -> None:
+        dtype: Dtype = DTYPES[settings.dtype]
+        self.settings = settings
+        self.noise = NoiseEmbedding(settings, rngs=rngs)
+        self.condition = ConditionEmbedding(settings, 4 * settings.channels, dtype=dtype, rngs=rngs)
+        told = {"token_features": settings.token_features, "rngs": rngs}
+        self.encoder = Encoder(settings, (*shape[:-1], shape[-1] + settings.image_channels), **told)
+        channels, skips, up = self.encoder.channels, list(self.encoder.skips), []
+        for number, width in reversed(list(enumerate(settings.widths))):
+            layers, attends = [], shape[0] // 2**number in settings.attention_resolutions
+            for _ in range(settings.blocks_per_resolution + 1):
+                layers.append(Layer(channels + skips.pop(), width, settings, attends=attends, **told))
+                channels = width
+            up.append(Level(layers, between("up", channels, settings, rngs=rngs) if number else None))
+        self.up = nnx.List(up)
+        self.norm_out = norm(channels, dtype=dtype)
+        outputs = shape[-1] * (2 if settings.learned_variance else 1)
+        self.conv_out = conv(channels, outputs, 3, init=ZERO, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Image,
+        noise_condition: Float[Array, "batch"],
+        condition: Condition,
+        *,
+        train: bool,
+        rng: jax.Array | None,
+    ) -> Image:
+        """The raw prediction, float32, of the shape of x. rng is needed where train and dropout > 0."""
+        return self._output(x, noise_condition, condition, train=train, rng=rng)[..., : x.shape[-1]]
+
+    def mean_and_variance(
+        self,
+        x: Image,
+        noise_condition: Float[Array, "batch"],
+        condition: Condition,
+        *,
+        train: bool,
+        rng: jax.Array | None,
+    ) -> tuple[Image, Image]:
+        """The prediction, and v of the learned variance; see the module. Needs `learned_variance`."""
+        assert self.settings.learned_variance
+        mean, variance = jnp.split(self._output(x, noise_condition, condition, train=train, rng=rng), 2, axis=-1)
+        return mean, variance
+
+    def _output(
+        self,
+        x: Image,
+        noise_condition: Float[Array, "batch"],
+        condition: Condition,
+        *,
+        train: bool,
+        rng: jax.Array | None,
+    ) -> Float[Array, "batch height width outputs"]:
+        embedding = self.noise(noise_condition) + self.condition.features(condition, len(x))
+        tokens = self.condition.tokens(condition, len(x)) if self.settings.token_features else None
+        run = runner(self.settings, embedding, tokens, train=train, rng=rng)
+        h, skips = self.encoder(self.condition.with_image(x, condition), run)
+        for level in self.up:
+            for layer in level.layers:
+                h = run(layer, jnp.concatenate([h, skips.pop()], axis=-1))
+            h = h if level.after is None else run(level.after, h)
+        return self.conv_out(jax.nn.silu(self.norm_out(h))).astype(jnp.float32)

@@ -1,0 +1,321 @@
+r"""What ADM's U-Net and its classifier share: the settings, the blocks and the way down (Dhariwal & Nichol 2021).
+
+    embedding   e = W₂ silu(W₁ [cos, sin] of the noise condition)
+    block       h = conv(R silu(norm x));  (s, b) = W silu(e);  h = (1 + s) norm(h) + b;  R x + conv(dropout silu(h))
+    down        blocks, with attention at some resolutions; then R = down in a block, or a convolution of stride 2
+
+R is nearest neighbour or the mean of 2×2. Without `scale_shift_norm` a block's embedding is added before its second
+norm. All norms are of 32 groups. Kernels begin as PyTorch's do, U(±1/√fan-in), biases at zero, the last layer of each
+residual branch at zero.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from score_sde.errors import Checks, UserError
+from score_sde.models.attention import CrossAttention, Heads, attend
+from score_sde.models.conditioning import check_image
+from score_sde.models.layers import (
+    DTYPES,
+    Dtype,
+    GroupNorm,
+    across,
+    conv,
+    dense,
+    positional_embedding,
+    rematerialised,
+)
+from score_sde.models.resample import downsample, upsample
+
+Image = Float[Array, "batch height width channels"]
+Embedding = Float[Array, "batch features"]
+Tokens = tuple[Float[Array, "batch length features"], Bool[Array, "batch length"]]
+
+GROUPS = 32
+ATTENTION_ORDERS = ("new", "legacy")
+START = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+ZERO = nnx.initializers.zeros
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetSettings:
+    """Settings of the blocks.
+
+    channels: times `channel_multipliers`, the width at each resolution; each a multiple of 32. attention_resolutions:
+    heights in pixels at which attention follows each block. heads: of each attention, or as many of `head_channels` as
+    the width holds where that is not 0. attention_order: how queries, keys and values lie in their projection, "new"
+    one after the other, "legacy" head by head; published weights are of either. resample_blocks: whether residual
+    blocks change the resolution ("resblock_updown"), or else nothing but resampling, with a convolution where
+    `resample_convolution`. dtype: of the computation, "float32" or "bfloat16"; parameters are float32 always. remat:
+    activations within blocks are recomputed in the backward pass.
+    """
+
+    channels: int = 128
+    channel_multipliers: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
+    blocks_per_resolution: int = 2
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    heads: int = 4
+    head_channels: int = 64
+    attention_order: str = "legacy"
+    scale_shift_norm: bool = True
+    resample_blocks: bool = True
+    resample_convolution: bool = True
+    dropout: float = 0.0
+    dtype: str = "float32"
+    remat: bool = False
+
+    @property
+    def widths(self) -> list[int]:
+        """The channels at each resolution."""
+        return [int(self.channels * multiplier) for multiplier in self.channel_multipliers]
+
+    def heads_of(self, width: int) -> int:
+        """How many heads an attention over `width` channels has."""
+        return width // self.head_channels if self.head_channels else self.heads
+
+    def check_unet(self, check: Checks) -> None:
+        """Notes what is wrong with these settings."""
+        check.name("attention_order", self.attention_order, ATTENTION_ORDERS)
+        check.name("dtype", self.dtype, DTYPES)
+        widths = self.widths
+        check.that(
+            len(widths) > 0 and all(width > 0 and width % GROUPS == 0 for width in (self.channels, *widths)),
+            f"channels, and channels times each of channel_multipliers, must be multiples of {GROUPS}, not "
+            f"{self.channels} times {self.channel_multipliers}",
+        )
+        blocks = self.blocks_per_resolution
+        check.that(blocks >= 1, f"blocks_per_resolution must be at least 1, not {blocks}")
+        check.that(self.head_channels >= 0, f"head_channels must be at least 0, not {self.head_channels}")
+        name, divisor = ("head_channels", self.head_channels) if self.head_channels else ("heads", self.heads)
+        divides = divisor > 0 and all(width % divisor == 0 for width in widths)
+        check.that(divides, f"{name} must divide the channels at each resolution, {widths}, not {divisor}")
+        check.that(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
+
+    def check_sides(self, network: str, shape: tuple[int, ...]) -> None:
+        """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
+        check_image(network, shape, 2 ** (len(self.channel_multipliers) - 1))
+        heights = [shape[0] // 2**level for level in range(len(self.channel_multipliers))]
+        unknown = [height for height in self.attention_resolutions if height not in heights]
+        if unknown:
+            raise UserError(f"{network}: attention_resolutions {unknown} are none of the heights {heights} it works at")
+
+
+def norm(channels: int, *, dtype: Dtype) -> GroupNorm:
+    """Normalisation of 32 groups, with PyTorch's epsilon."""
+    return GroupNorm(channels, groups=GROUPS, epsilon=1e-5, dtype=dtype)
+
+
+class NoiseEmbedding(nnx.Module):
+    """W₂ silu(W₁ [cos, sin]) of the noise condition, of 4 `channels` features."""
+
+    def __init__(self, settings: UNetSettings, *, rngs: nnx.Rngs) -> None:
+        width, dtype = settings.channels, DTYPES[settings.dtype]
+        self.width = width
+        self.embed_in = dense(width, 4 * width, init=START, dtype=dtype, rngs=rngs)
+        self.embed_out = dense(4 * width, 4 * width, init=START, dtype=dtype, rngs=rngs)
+
+    def __call__(self, noise_condition: Float[Array, "batch"]) -> Embedding:
+        sine_cosine = positional_embedding(noise_condition, self.width, last=False)
+        cosine_sine = jnp.roll(sine_cosine, self.width // 2, axis=1)
+        return self.embed_out(jax.nn.silu(self.embed_in(cosine_sine)))
+
+
+class Block(nnx.Module):
+    """A residual block; see the module. resample: "none", "up" or "down"."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, settings: UNetSettings, resample: str = "none", *, rngs: nnx.Rngs
+    ) -> None:
+        dtype: Any = DTYPES[settings.dtype]
+        options = {"dtype": dtype, "rngs": rngs}
+        self.resample, self.scale_shift = resample, settings.scale_shift_norm
+        self.norm_in = norm(in_channels, dtype=dtype)
+        self.conv_in = conv(in_channels, out_channels, 3, init=START, **options)
+        told = 2 * out_channels if settings.scale_shift_norm else out_channels
+        self.embedding = dense(4 * settings.channels, told, init=START, **options)
+        self.norm_out = norm(out_channels, dtype=dtype)
+        self.dropout = nnx.Dropout(settings.dropout)
+        self.conv_out = conv(out_channels, out_channels, 3, init=ZERO, **options)
+        # A 1×1 convolution as a matrix: XLA would otherwise move it into the layout of convolutions and back.
+        self.skip = dense(in_channels, out_channels, init=START, **options) if in_channels != out_channels else None
+
+    def __call__(self, x: Image, embedding: Embedding, *, train: bool, rng: jax.Array | None) -> Image:
+        """embedding: silu of it, which is all that the blocks use."""
+        h = self.conv_in(resampled(jax.nn.silu(self.norm_in(x)), self.resample))
+        told = across(self.embedding(embedding), h.ndim)
+        if self.scale_shift:
+            scale, shift = jnp.split(told, 2, axis=-1)
+            h = self.norm_out(h) * (1 + scale) + shift
+        else:
+            h = self.norm_out(h + told)
+        h = self.conv_out(self.dropout(jax.nn.silu(h), deterministic=not train, rngs=rng))
+        x = resampled(x, self.resample)
+        return (x if self.skip is None else self.skip(x)) + h
+
+
+def resampled(x: Image, how: str) -> Image:
+    """x, or twice or half its size by nearest neighbours or means, where `how` is "none", "up" or "down"."""
+    if how == "none":
+        return x
+    return (upsample if how == "up" else downsample)(x)
+
+
+def split_projection(
+    projected: Float[Array, "batch tokens three_channels"], heads: int, order: str
+) -> tuple[Heads, Heads, Heads]:
+    """Queries, keys and values from their common projection; order: a row of `ATTENTION_ORDERS`."""
+    batch, tokens, channels = projected.shape
+    features = channels // (3 * heads)
+    shape, axis = ((3, heads, features), 2) if order == "new" else ((heads, 3, features), 3)
+    query, key, value = jnp.moveaxis(projected.reshape(batch, tokens, *shape), axis, 0)
+    return query, key, value
+
+
+class SelfAttention(nnx.Module):
+    """x + Wₒ attention(W norm(x)) over the pixels."""
+
+    def __init__(self, channels: int, settings: UNetSettings, *, rngs: nnx.Rngs) -> None:
+        dtype: Any = DTYPES[settings.dtype]
+        options = {"dtype": dtype, "rngs": rngs}
+        self.heads, self.order = settings.heads_of(channels), settings.attention_order
+        self.norm = norm(channels, dtype=dtype)
+        self.query_key_value = dense(channels, 3 * channels, init=START, axes=("in", "heads"), **options)
+        self.output = dense(channels, channels, init=ZERO, axes=("heads", "out"), **options)
+
+    def __call__(self, x: Image) -> Image:
+        projected = self.query_key_value(self.norm(x))
+        projected = projected.reshape(x.shape[0], -1, projected.shape[-1])
+        query, key, value = split_projection(projected, self.heads, self.order)
+        return x + self.output(attend(query, key, value).reshape(x.shape))
+
+
+class Layer(nnx.Module):
+    """A residual block, and where it `attends` self-attention, and attention to the condition's tokens if there are."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        settings: UNetSettings,
+        *,
+        attends: bool = False,
+        token_features: int = 0,
+        resample: str = "none",
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.block = Block(in_channels, out_channels, settings, resample, rngs=rngs)
+        self.attention = SelfAttention(out_channels, settings, rngs=rngs) if attends else None
+        if attends and token_features:
+            heads, dtype = settings.heads_of(out_channels), DTYPES[settings.dtype]
+            self.cross = CrossAttention(out_channels, token_features, heads=heads, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Image, embedding: Embedding, tokens: Tokens | None, *, train: bool, rng: jax.Array | None
+    ) -> Image:
+        h = self.block(x, embedding, train=train, rng=rng)
+        if self.attention is not None:
+            h = self.attention(h)
+            h = h if tokens is None else self.cross(h, *tokens)
+        return h
+
+
+class Resample(nnx.Module):
+    """Resampling between blocks: up with a convolution after it, down by one of stride 2, or without convolutions."""
+
+    def __init__(self, channels: int, settings: UNetSettings, way: str, *, rngs: nnx.Rngs) -> None:
+        self.way = way
+        options: dict[str, Any] = {"dtype": DTYPES[settings.dtype], "rngs": rngs, "padding": ((1, 1), (1, 1))}
+        strides = 1 if way == "up" else 2
+        has_conv = settings.resample_convolution
+        self.conv = conv(channels, channels, 3, init=START, strides=strides, **options) if has_conv else None
+
+    def __call__(self, x: Image) -> Image:
+        if self.conv is None:
+            return resampled(x, self.way)
+        return self.conv(upsample(x) if self.way == "up" else x)
+
+
+def between(way: str, channels: int, settings: UNetSettings, *, rngs: nnx.Rngs) -> Layer | Resample:
+    """What changes the resolution, "up" or "down"."""
+    if settings.resample_blocks:
+        return Layer(channels, channels, settings, resample=way, rngs=rngs)
+    return Resample(channels, settings, way, rngs=rngs)
+
+
+class Level(nnx.Module):
+    """The layers of one resolution, then what changes it, or None."""
+
+    def __init__(self, layers: list[Layer], after: Layer | Resample | None) -> None:
+        self.layers, self.after = nnx.List(layers), after
+
+
+Run = Callable[[Layer | Resample, Image], Image]
+
+
+def runner(
+    settings: UNetSettings,
+    embedding: Embedding,
+    tokens: Tokens | None = None,
+    *,
+    train: bool,
+    rng: jax.Array | None,
+) -> Run:
+    """Runs one layer of a network after the other, each with dropout of its own."""
+    numbers, told = itertools.count(), jax.nn.silu(embedding)
+
+    def run(layer: Layer | Resample, h: Image) -> Image:
+        if isinstance(layer, Resample):
+            return layer(h)
+        key = None if rng is None else jax.random.fold_in(rng, next(numbers))
+        call = lambda h, told, tokens: layer(h, told, tokens, train=train, rng=key)
+        return rematerialised(call, settings.remat)(h, told, tokens)
+
+    return run
+
+
+class Encoder(nnx.Module):
+    """The way down, and the middle: a block with attention and one without.
+
+    channels: of what it gives. skips: those of what each layer gave, from the first convolution to before the middle.
+    """
+
+    def __init__(
+        self, settings: UNetSettings, shape: tuple[int, ...], *, token_features: int = 0, rngs: nnx.Rngs
+    ) -> None:
+        height, inputs = shape[0], shape[-1]
+        widths, options = settings.widths, {"token_features": token_features, "rngs": rngs}
+        channels = widths[0]
+        self.conv_in = conv(inputs, channels, 3, init=START, dtype=DTYPES[settings.dtype], rngs=rngs)
+        skips, levels = [channels], []
+        for number, width in enumerate(widths):
+            layers, after = [], None
+            attends = height // 2**number in settings.attention_resolutions
+            for _ in range(settings.blocks_per_resolution):
+                layers.append(Layer(channels, width, settings, attends=attends, **options))
+                channels = width
+                skips.append(channels)
+            if number < len(widths) - 1:
+                after = between("down", channels, settings, rngs=rngs)
+                skips.append(channels)
+            levels.append(Level(layers, after))
+        self.levels = nnx.List(levels)
+        self.middle_in = Layer(channels, channels, settings, attends=True, **options)
+        self.middle_out = Layer(channels, channels, settings, rngs=rngs)
+        self.channels, self.skips = channels, tuple(skips)
+
+    def __call__(self, x: Image, run: Run) -> tuple[Image, list[Image]]:
+        """What the middle gives, and what each layer gave on the way down."""
+        h = self.conv_in(x)
+        skips = [h]
+        for level in self.levels:
+            for layer in (*level.layers, *([] if level.after is None else [level.after])):
+                h = run(layer, h)
+                skips.append(h)
+        return run(self.middle_out, run(self.middle_in, h)), skips

@@ -1,0 +1,203 @@
+"""Snapshots of EDM and EDM2: what is in one, and which settings make its network.
+
+A snapshot holds objects of NVIDIA's "persistent classes", which record the arguments of their constructors. The
+outermost is a preconditioning around a network:
+
+    VPPrecond    of VP, predicts ε             EDMPrecond   EDM's
+    VEPrecond    of VE, predicts −ε            Precond      EDM2's, the same with a learned uncertainty
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from score_sde.errors import UserError
+from score_sde.models.edm import SongUNet
+from score_sde.models.edm2 import EDM2
+from score_sde.pretrained.tensors import listed
+
+Arguments = dict[str, Any]
+
+
+class Record(Protocol):
+    """An object of a persistent class as it was read. state: its `__dict__`, with modules below it of either kind."""
+
+    class_name: str
+    init_args: tuple[Any, ...]
+    init_kwargs: Mapping[str, Any]
+    state: Mapping[str, Any]
+
+
+class Snapshot(NamedTuple):
+    """What a config must say for the network of a snapshot. shape: (height, width, channels) of its samples.
+
+    parameterisation, sde: settings of the config's sections, of those that matter. negated: of `edm.convert`.
+    """
+
+    settings: SongUNet | EDM2
+    shape: tuple[int, int, int]
+    parameterisation: dict[str, Any]
+    sde: dict[str, Any]
+    negated: bool
+
+
+def flat_state(module: Record | Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """Parameters and buffers of a tree of modules by their dotted names, those that are None left out."""
+    state = module if isinstance(module, Mapping) else module.state
+    arrays: dict[str, np.ndarray] = {}
+    for kind in ("_parameters", "_buffers"):
+        arrays |= {f"{prefix}{name}": each for name, each in state.get(kind, {}).items() if each is not None}
+    for name, child in state.get("_modules", {}).items():
+        if child is not None:
+            arrays |= flat_state(child, f"{prefix}{name}.")
+    return arrays
+
+
+# Parameters of the constructors in their order, with their defaults; `REQUIRED` where they have none.
+REQUIRED = object()
+INTERFACE = {"img_resolution": REQUIRED, "img_channels": REQUIRED, "label_dim": 0, "use_fp16": False}
+PRECONDITIONINGS: dict[str, Arguments] = {
+    "VPPrecond": INTERFACE | {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5, "model_type": "SongUNet"},
+    "VEPrecond": INTERFACE | {"sigma_min": 0.02, "sigma_max": 100.0, "model_type": "SongUNet"},
+    "EDMPrecond": INTERFACE
+    | {"sigma_min": 0.0, "sigma_max": float("inf"), "sigma_data": 0.5, "model_type": "DhariwalUNet"},
+    "Precond": INTERFACE | {"label_dim": REQUIRED, "use_fp16": True, "sigma_data": 0.5, "logvar_channels": 128},
+}
+SONG_UNET: Arguments = {
+    "augment_dim": 0,
+    "model_channels": 128,
+    "channel_mult": (1, 2, 2, 2),
+    "channel_mult_emb": 4,
+    "num_blocks": 4,
+    "attn_resolutions": (16,),
+    "dropout": 0.1,
+    "label_dropout": 0,  # of training
+    "embedding_type": "positional",
+    "channel_mult_noise": 1,
+    "encoder_type": "standard",
+    "decoder_type": "standard",
+    "resample_filter": (1, 1),
+}
+EDM2_UNET: Arguments = {
+    "model_channels": 192,
+    "channel_mult": (1, 2, 3, 4),
+    "channel_mult_noise": None,
+    "channel_mult_emb": None,
+    "num_blocks": 3,
+    "attn_resolutions": (16, 8),
+    "label_balance": 0.5,
+    "concat_balance": 0.5,
+    "resample_filter": (1, 1),
+    "channels_per_head": 64,
+    "dropout": 0.0,
+    "res_balance": 0.3,
+    "attn_balance": 0.3,
+    "clip_act": 256.0,
+}
+
+
+def described(record: Record) -> Snapshot:
+    """The settings that make the snapshot's network. Raises UserError where this project has no such network."""
+    name = record.class_name
+    if name not in PRECONDITIONINGS:
+        raise UserError(f"snapshots of class {name!r} are not known (known: {', '.join(PRECONDITIONINGS)})")
+    order = PRECONDITIONINGS[name]
+    if len(record.init_args) > len(order):
+        raise UserError(f"{name} of the snapshot has {len(record.init_args)} arguments, at most {len(order)} are known")
+    positional = dict(zip(order, record.init_args, strict=False))
+    given = {**order, **positional, **record.init_kwargs}
+    absent = [key for key, value in given.items() if value is REQUIRED]
+    if absent:
+        raise UserError(f"{name} of the snapshot does not say its {listed(absent)}")
+    own = {key: given.pop(key) for key in order}
+    settings = _edm2(own, given) if name == "Precond" else _song_unet(own, given)
+    parameterisation, sde = MEANINGS[name](own)
+    side = int(own["img_resolution"])
+    return Snapshot(settings, (side, side, int(own["img_channels"])), parameterisation, sde, name == "VEPrecond")
+
+
+def _edm_meaning(own: Arguments) -> tuple[Arguments, Arguments]:
+    edm = {"prediction": "edm", "noise_condition": "edm", "input_scale": "unit_variance"}
+    return edm | {"sigma_data": float(own["sigma_data"])}, {}
+
+
+def _vp_meaning(own: Arguments) -> tuple[Arguments, Arguments]:
+    if own["M"] != 1000:
+        raise UserError(f"VPPrecond of the snapshot has M={own['M']} steps; only 1000, labels of 999 t, are known")
+    low, slope = float(own["beta_min"]), float(own["beta_d"])
+    epsilon = {"prediction": "epsilon", "noise_condition": "time", "input_scale": "none"}
+    return epsilon, {"name": "vp", "beta_min": low, "beta_max": low + slope}
+
+
+def _ve_meaning(own: Arguments) -> tuple[Arguments, Arguments]:
+    epsilon = {"prediction": "epsilon", "noise_condition": "log_half_sigma", "input_scale": "none"}
+    return epsilon, {"name": "ve", "sigma_min": float(own["sigma_min"]), "sigma_max": float(own["sigma_max"])}
+
+
+MEANINGS: dict[str, Callable[[Arguments], tuple[Arguments, Arguments]]] = {
+    "VPPrecond": _vp_meaning,
+    "VEPrecond": _ve_meaning,
+    "EDMPrecond": _edm_meaning,
+    "Precond": _edm_meaning,
+}
+
+
+def _song_unet(own: Arguments, given: Arguments) -> SongUNet:
+    if own["model_type"] != "SongUNet":
+        raise UserError(f"networks of class {own['model_type']!r} are not known (known: SongUNet)")
+    model = _known("SongUNet", SONG_UNET, given)
+    return SongUNet(
+        channels=int(model["model_channels"]),
+        channel_multipliers=_integers(model["channel_mult"]),
+        blocks_per_resolution=int(model["num_blocks"]),
+        attention_resolutions=_heights(own, model),
+        embedding=model["embedding_type"],
+        noise_multiplier=int(model["channel_mult_noise"]),
+        embedding_multiplier=int(model["channel_mult_emb"]),
+        encoder=model["encoder_type"],
+        decoder=model["decoder_type"],
+        resample_filter=tuple(map(float, model["resample_filter"])),
+        dropout=float(model["dropout"]),
+        classes=int(own["label_dim"]),
+        augment_features=int(model["augment_dim"]),
+    )
+
+
+def _edm2(own: Arguments, given: Arguments) -> EDM2:
+    model = _known("UNet", EDM2_UNET, given)
+    return EDM2(
+        channels=int(model["model_channels"]),
+        channel_multipliers=_integers(model["channel_mult"]),
+        blocks_per_resolution=int(model["num_blocks"]),
+        attention_resolutions=_heights(own, model),
+        channels_per_head=int(model["channels_per_head"]),
+        noise_multiplier=int(model["channel_mult_noise"] or 0),
+        embedding_multiplier=int(model["channel_mult_emb"] or 0),
+        resample_filter=tuple(map(float, model["resample_filter"])),
+        label_balance=float(model["label_balance"]),
+        concatenation_balance=float(model["concat_balance"]),
+        residual_balance=float(model["res_balance"]),
+        attention_balance=float(model["attn_balance"]),
+        clip=float(model["clip_act"] or 0.0),
+        uncertainty_features=int(own["logvar_channels"]),
+        dropout=float(model["dropout"]),
+        classes=int(own["label_dim"]),
+    )
+
+
+def _known(name: str, defaults: Arguments, given: Arguments) -> Arguments:
+    unknown = sorted(set(given) - set(defaults))
+    if unknown:
+        raise UserError(f"{name} of the snapshot has arguments that are not known: {listed(unknown)}")
+    return {**defaults, **given}
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    return tuple(map(int, values))
+
+
+def _heights(own: Arguments, model: Arguments) -> tuple[int, ...]:
+    """Those with attention that the network comes to."""
+    heights = [int(own["img_resolution"]) >> level for level in range(len(model["channel_mult"]))]
+    return tuple(height for height in _integers(model["attn_resolutions"]) if height in heights)
