@@ -1,7 +1,5 @@
 """DiT's own: sizes and weights as published, patches of any number of axes, positions, what adaLN-zero begins with."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +12,18 @@ from score_sde.models.positions import rotated, rotation, sin_cos
 from score_sde.models.transformer import from_patches, to_patches
 from score_sde.pretrained.dit import convert
 from score_sde.pretrained.tensors import Tensors, checked
-from tests.networks import BATCH, inputs, moved, moved_params, network, quick_jit
+from tests import recorded
+from tests.networks import BATCH, initial, inputs, moved, moved_params, network, quick_jit
 
-FIXTURE = Path(__file__).parent / "fixtures" / "dit.npz"
+# Cases of the recorded reference, as this project's settings.
+REFERENCE = {
+    "learned_variance": ({"depth": 3, "width": 48, "heads": 4, "classes": 7, "learned_variance": True}, (8, 8, 4)),
+    "plain": ({"depth": 3, "width": 32, "heads": 2, "classes": 5, "patch": 4}, (8, 8, 3)),
+    "one_channel": (
+        {"depth": 1, "width": 32, "heads": 4, "classes": 3, "patch": 8, "learned_variance": True},
+        (8, 8, 1),
+    ),
+}
 
 
 def run(of, params, x, noise, condition=None):
@@ -30,32 +37,35 @@ def test_sizes_are_those_of_the_paper(size, millions):
     assert round(of.size() / 1e6) == millions
 
 
-def test_published_weights_give_the_published_networks_output():
-    """A small DiT of random weights, run by facebookresearch/DiT's models.py; label 3 is no label."""
-    file = np.load(FIXTURE)
-    tensors = Tensors({name.removeprefix("tensors/"): file[name] for name in file if name.startswith("tensors/")})
-    settings = DiT(depth=2, width=16, heads=2, classes=3, learned_variance=True)
-    of = Network(settings, (8, 8, 4))
-    params = checked(of, convert(settings, tensors), tensors, "file")
-    label = jnp.asarray(np.where(file["label"] == 3, -1, file["label"]))
-    output = run(of, params, jnp.asarray(file["x"].transpose(0, 2, 3, 1)), jnp.asarray(file["t"]), {"label": label})
-    expected = file["output"].transpose(0, 2, 3, 1)[..., :4]
+def imported(case, arrays):
+    """The network of a case and its parameters from the reference's tensors."""
+    settings, shape = REFERENCE[case]
+    of, tensors = Network(DiT(**settings), shape), Tensors(arrays)
+    return of, checked(of, convert(of.settings, tensors), tensors, "file")
+
+
+@pytest.mark.parametrize("case", REFERENCE)
+def test_published_weights_give_the_published_networks_output(case):
+    """Recorded by fixtures/record_dit.py. The label after the last is no label."""
+    weights, arrays = recorded.read("dit.npz", case)
+    of, params = imported(case, weights)
+    label = jnp.asarray(np.where(arrays["y"] == of.settings.classes, -1, arrays["y"]))
+    output = run(of, params, jnp.asarray(arrays["x"].transpose(0, 2, 3, 1)), jnp.asarray(arrays["t"]), {"label": label})
+    expected = arrays["output"].transpose(0, 2, 3, 1)[..., : of.shape[-1]]
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_a_tensor_that_is_missing_or_left_over_is_named():
-    file = np.load(FIXTURE)
-    arrays = {name.removeprefix("tensors/"): file[name] for name in file if name.startswith("tensors/")}
-    arrays["blocks.7.attn.qkv.weight"] = arrays.pop("t_embedder.mlp.0.bias")
-    settings, tensors = DiT(depth=2, width=16, heads=2, classes=3, learned_variance=True), Tensors(arrays)
+    weights = recorded.read("dit.npz", "plain")[0]
+    weights["blocks.7.attn.qkv.weight"] = weights.pop("t_embedder.mlp.0.bias")
     with pytest.raises(UserError, match=r"t_embedder.mlp.0.bias.*left over in the file: blocks.7.attn.qkv.weight"):
-        checked(Network(settings, (8, 8, 4)), convert(settings, tensors), tensors, "file")
+        imported("plain", weights)
 
 
 def test_a_block_is_the_identity_at_first():
     """Whatever attention and feed-forward layers hold: their gates are zero."""
     variant = (("token_features", 5),)
-    of, start = network("dit", variant), network("dit", variant).init(jax.random.key(0))
+    of, start = network("dit", variant), initial("dit", variant)
     other = moved("dit", variant)
     # The last layer not zero, so that something can be seen; the tokens' attention is not gated, but zero by itself.
     start = {**start, "patches_out": other["patches_out"]}

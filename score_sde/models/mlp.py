@@ -98,12 +98,13 @@ class Block(nnx.Module):
     """See the module."""
 
     def __init__(self, settings: MLP, *, dtype: Dtype, rngs: nnx.Rngs) -> None:
-        width, options = settings.width, {"dtype": dtype, "rngs": rngs}
+        width = settings.width
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.norm = LayerNorm(width, dtype=dtype)
         self.inner = dense(width, width, axes=("in", "mlp"), **options)
         self.output = dense(width, width, axes=("mlp", "out"), **options)
         self.adaptive = settings.modulation == "adaln"
-        self.modulation = Modulation(width, 3, **options) if self.adaptive else dense(width, width, **options)
+        self.modulation: Any = Modulation(width, 3, **options) if self.adaptive else dense(width, width, **options)
         if settings.token_features:
             norm = LayerNorm(width, dtype=dtype)
             self.cross = CrossAttention(width, settings.token_features, norm=norm, **options)

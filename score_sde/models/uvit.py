@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from score_sde.errors import Checks
-from score_sde.models.conditioning import ConditionEmbedding
+from score_sde.models.conditioning import SETTING, ConditionEmbedding
 from score_sde.models.layers import DTYPES, Dtype, conv, dense, parameter, rematerialised
 from score_sde.models.positions import Rotation, rotation, sin_cos
 from score_sde.models.transformer import (
@@ -85,7 +85,7 @@ class Block(nnx.Module):
     def __init__(self, settings: UViT, *, joined: bool, dtype: Dtype, rngs: nnx.Rngs) -> None:
         _, width, heads = settings.dimensions
         options: dict[str, Any] = {"init": SMALL, "dtype": dtype, "rngs": rngs}
-        self.join = dense(2 * width, width, **options) if joined else None
+        self.join: Any = dense(2 * width, width, **options) if joined else None
         self.norm_in = LayerNorm(width, learnt=True, epsilon=1e-5, dtype=dtype)
         self.attention = SelfAttention(width, heads, bias=False, **options)
         self.norm_out = LayerNorm(width, learnt=True, epsilon=1e-5, dtype=dtype)
@@ -94,7 +94,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Tokens, kept: Tokens | None, turn: Rotation | None, mask: Bool[Array, "batch tokens"] | None
     ) -> Tokens:
-        if self.join is not None:
+        if kept is not None:
             x = self.join(jnp.concatenate([x, kept], axis=-1))
         x = x + self.attention(self.norm_in(x), turn, mask)
         return x + self.feed_forward(self.norm_out(x))
@@ -114,7 +114,8 @@ class UViTModule(nnx.Module):
         self.patches_in = dense(values * (channels + settings.image_channels), width, init=UNIFORM, **options)
         labels = nnx.initializers.normal(1.0)
         self.condition = ConditionEmbedding(settings, width, label_init=labels, **options)
-        self.before = 2 if settings.classes or settings.vector_features else 1  # tokens before those of the patches
+        told = any(getattr(settings, name) for key, name in SETTING.items() if key not in ("tokens", "image"))
+        self.before = 1 + told  # tokens before those of the patches
         if settings.token_features:
             self.tokens_in = dense(settings.token_features, width, init=SMALL, **options)
         placed = self.before + (math.prod(self.grid) if settings.positions == "learnt" else 0)
@@ -164,8 +165,8 @@ class UViTModule(nnx.Module):
         settings, batch = self.settings, len(x)
         patches = self.patches_in(to_patches(self.condition.with_image(x, condition), settings.patch))
         noise = cos_sin_embedding(noise_condition, patches.shape[-1]).astype(patches.dtype)
-        told = self.condition.features(condition, batch)
-        singles = [noise] if isinstance(told, float) else [told, noise]
+        told = jnp.zeros_like(noise) + self.condition.features(condition, batch)
+        singles = [told, noise][-self.before :]
         if settings.positions == "sincos":
             patches = patches + jnp.asarray(sin_cos(self.grid, patches.shape[-1]), patches.dtype)[None]
         h = jnp.concatenate([*(single[:, None] for single in singles), patches], axis=1)

@@ -14,10 +14,10 @@ def convert(settings: DiT, tensors: Tensors) -> Params:
     """The parameters; what is missing or left over is for `tensors.checked`."""
     tensors.ignore(["pos_embed"])  # sin-cos positions, which are computed
     return {
-        "patches_in": _patches(tensors.conv("x_embedder.proj")),
+        "patches_in": patches(tensors.conv("x_embedder.proj")),
         "embed_in": tensors.dense("t_embedder.mlp.0"),
         "embed_out": tensors.dense("t_embedder.mlp.2"),
-        "condition": {"label": _null_first(tensors.table("y_embedder.embedding_table"))},
+        "condition": {"label": null_first(tensors.table("y_embedder.embedding_table"))},
         "blocks": {number: _block(f"blocks.{number}", tensors) for number in range(settings.dimensions.depth)},
         "modulation": {"dense": tensors.dense("final_layer.adaLN_modulation.1")},
         "patches_out": tensors.dense("final_layer.linear"),
@@ -38,11 +38,11 @@ def _block(name: str, tensors: Tensors) -> Part:
     }
 
 
-def _patches(part: Part) -> Part:
+def patches(part: Part) -> Part:
     """The kernel of a convolution that sees each patch once, as that of a linear layer."""
     return part | {"kernel": part["kernel"].reshape(-1, part["kernel"].shape[-1])}
 
 
-def _null_first(part: Part) -> Part:
+def null_first(part: Part) -> Part:
     """No label is the last row of the published table, and the first of this project's."""
     return {"embedding": np.roll(part["embedding"], 1, axis=0)}

@@ -18,7 +18,8 @@ from score_sde.models.dit import DiT
 from score_sde.models.edm import SongUNet
 from score_sde.models.edm2 import EDM2
 from score_sde.models.ncsnpp import NCSNpp
-from score_sde.pretrained import dit, edm, edm_snapshot, guided_diffusion, score_sde_pytorch
+from score_sde.models.uvit import UViT
+from score_sde.pretrained import dit, edm, edm_snapshot, guided_diffusion, score_sde_pytorch, uvit
 from score_sde.pretrained.pickles import Record
 from score_sde.pretrained.tensors import Tensors, checked, flat, listed
 from score_sde.pretrained.torch_files import read_checkpoint
@@ -33,6 +34,7 @@ CONVERTERS: dict[type, Callable[..., Params]] = {
     DiT: dit.convert,
     SongUNet: edm.convert,
     EDM2: edm.convert,
+    UViT: uvit.convert,
 }
 # Settings that say nothing of the parameters, or that a file does not hold.
 FREE = ("dtype", "remat", "dropout")
