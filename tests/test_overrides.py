@@ -106,6 +106,7 @@ def test_what_float32_does_not_hold(override, words, tmp_path, refuse):
         assert word in line
 
 
+EDM2 = [f"--config.model.{setting}" for setting in ("name=edm2", "attention_resolutions=8", "channels_per_head=8")]
 COMBINATIONS = {
     "formula's function": (
         ["--config.sde.name=log_snr", "--config.sde.function=-2*lgo(t)"],
@@ -147,6 +148,10 @@ COMBINATIONS = {
             "objective: 'bound' is weighted by itself: set weighting.name to 'vlb', not 'likelihood'",
             "weighting: 'likelihood' is infinite at T",
         ],
+    ),
+    "uncertainty": (
+        [*EDM2, "--config.objective.name=sliced"],
+        ["objective: the network's learned uncertainty is for 'denoising': set model.uncertainty_features to 0"],
     ),
     "steps": (["--config.times.name=steps"], ["times: 'steps' needs a process with steps of its own (ddpm, smld)"]),
     "labels": (["--config.training.label_drop=0.1"], ["model: training.label_drop=0.1 needs a network with classes"]),

@@ -4,6 +4,7 @@ A fixture holds the constructor's arguments, the names and shapes of the tensors
 values of the tensors are those of `weight`.
 """
 
+import dataclasses
 import functools
 import json
 import types
@@ -17,14 +18,15 @@ import pytest
 from score_sde.denoiser import Parameterisation
 from score_sde.errors import UserError
 from score_sde.models import Network
+from score_sde.models.edm import SongUNet
 from score_sde.pretrained.edm import convert
-from score_sde.pretrained.edm_snapshot import described, flat_state
+from score_sde.pretrained.edm_snapshot import check_settings, described, flat_state
 from score_sde.pretrained.tensors import Tensors, checked
 from score_sde.sde import EDM, PROCESSES
 from tests.networks import quick_jit
 
 FIXTURES = Path(__file__).parent / "fixtures"
-CASES = {"edm": ("edm", "vp", "ve"), "edm2": ("edm2", "edm2_options")}
+CASES = {"edm": ("edm", "vp", "ve", "adm"), "edm2": ("edm2", "edm2_options")}
 case = pytest.mark.parametrize(("file", "name"), [(file, name) for file, names in CASES.items() for name in names])
 
 
@@ -137,7 +139,10 @@ def test_what_a_snapshot_says():
     ("of", "message"),
     [
         (record("StackedRandomGenerator"), "class 'StackedRandomGenerator' are not known"),
-        (record("EDMPrecond", 32, 3), "'DhariwalUNet' are not known"),
+        (record("iDDPMPrecond", 64, 3), "class 'iDDPMPrecond' are not known"),
+        (record("EDMPrecond", 32, 3, model_type="DiT"), "networks of class 'DiT' are not known"),
+        (record("EDMPrecond", 32, 3, augment_dim=9), "augment_dim=9 is not known, only 0"),
+        (record("EDMPrecond", 32, 3, model_channels=96), "DhariwalUNet of 96 channels"),
         (record("EDMPrecond", 32, model_type="SongUNet"), "does not say its img_channels"),
         (record("EDMPrecond", 32, 3, model_type="SongUNet", depth=3), "not known: depth"),
         (record("EDMPrecond", *range(9)), "has 9 arguments, at most 8"),
@@ -149,6 +154,28 @@ def test_what_a_snapshot_says():
 def test_what_is_not_supported_is_named(of, message):
     with pytest.raises(UserError, match=message):
         described(of)
+
+
+def test_settings_that_compute_something_else_are_refused():
+    """Also where every tensor would fit."""
+    found = described(snapshot("edm2", "edm2")[0])
+    check_settings(found, dataclasses.replace(found.settings, dtype="bfloat16", dropout=0.1))
+    with pytest.raises(UserError, match=r"network has channels_per_head=8, clip=256\.0, which the config's has not"):
+        check_settings(found, dataclasses.replace(found.settings, clip=0.0, channels_per_head=4))
+    with pytest.raises(UserError, match="snapshot's network is a EDM2, the config's a SongUNet"):
+        check_settings(found, SongUNet())
+
+
+def test_attention_in_either_order_is_the_same():
+    found, tensors = described(snapshot("edm", "adm")[0]), snapshot("edm", "adm")[1]
+    x, noise = jnp.asarray(recorded("edm")[1]["adm/x"]), jnp.zeros(3)
+    outputs = []
+    for order in ("new", "legacy"):
+        network = Network(dataclasses.replace(found.settings, attention_order=order), found.shape)
+        params = convert(network.settings, Tensors(tensors))
+        of = quick_jit(functools.partial(network.apply, train=False, rng=None))
+        outputs.append(of(params, jnp.moveaxis(x, 1, -1), noise, None))
+    np.testing.assert_allclose(*outputs, rtol=0, atol=1e-5 * float(jnp.abs(outputs[0]).max()))
 
 
 def test_flat_state():

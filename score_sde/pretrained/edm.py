@@ -12,13 +12,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from score_sde.errors import UserError
+from score_sde.models.adm import ADM
 from score_sde.models.edm import SongUNet
 from score_sde.models.edm2 import EDM2
+from score_sde.models.resample import NAIVE
 from score_sde.pretrained.tensors import Part, Tensors
 from score_sde.typing import Params
 
 
-def convert(settings: SongUNet | EDM2, tensors: Tensors, *, negated: bool = False) -> Params:
+def convert(settings: SongUNet | ADM | EDM2, tensors: Tensors, *, negated: bool = False) -> Params:
     """The parameters; what is missing or left over is for `tensors.checked`.
 
     Raises UserError where the tensors are of no such network, or it resamples otherwise.
@@ -26,6 +28,8 @@ def convert(settings: SongUNet | EDM2, tensors: Tensors, *, negated: bool = Fals
     if isinstance(settings, EDM2):
         assert not negated
         return _edm2(settings, tensors)
+    if isinstance(settings, ADM):
+        return _adm(settings, tensors, negated)
     return _song_unet(settings, tensors, negated)
 
 
@@ -38,10 +42,14 @@ def _resolution(tensors: Tensors, name: str) -> int:
     return heights[0]
 
 
-def _grouped(part: Part, heads: int) -> Part:
-    """A projection to (heads, features, [q, k, v]) as one to [q, k, v] of (heads, features) each."""
-    order = lambda a: np.moveaxis(a.reshape(*a.shape[:-1], heads, -1, 3), -1, -3).reshape(a.shape)
-    return {key: order(value) if value.size else value for key, value in part.items()}
+def _grouped(part: Part, heads: int, order: str = "new") -> Part:
+    """A projection to (heads, features, [q, k, v]) as one to ([q, k, v], heads, features).
+
+    order: "legacy" is to (heads, [q, k, v], features).
+    """
+    place = -3 if order == "new" else -2
+    moved = lambda a: np.moveaxis(a.reshape(*a.shape[:-1], heads, -1, 3), -1, place).reshape(a.shape)
+    return {key: moved(value) if value.size else value for key, value in part.items()}
 
 
 # --- EDM -----------------------------------------------------------------------------------------------------------
@@ -119,18 +127,20 @@ def _block(tensors: Tensors, name: str) -> Part:
     }
 
 
-def _attention(tensors: Tensors, name: str) -> Part:
+def _attention(tensors: Tensors, name: str, heads: int = 1, order: str = "new") -> Part:
     return {
         "norm": tensors.norm(f"{name}.norm2"),
-        "query_key_value": _grouped(tensors.dense(f"{name}.qkv"), 1),
+        "query_key_value": _grouped(tensors.dense(f"{name}.qkv"), heads, order),
         "output": tensors.dense(f"{name}.proj"),
     }
 
 
 def _tail(tensors: Tensors, name: str, negated: bool) -> Part:
-    last = tensors.conv(f"{name}_aux_conv")
-    sign = np.float32(-1 if negated else 1)
-    return {"norm": tensors.norm(f"{name}_aux_norm"), "conv": {key: sign * value for key, value in last.items()}}
+    return {"norm": tensors.norm(f"{name}_aux_norm"), "conv": _signed(tensors.conv(f"{name}_aux_conv"), negated)}
+
+
+def _signed(part: Part, negated: bool) -> Part:
+    return {key: -value for key, value in part.items()} if negated else part
 
 
 def _check_filters(tensors: Tensors, taps: Sequence[float]) -> None:
@@ -140,6 +150,46 @@ def _check_filters(tensors: Tensors, taps: Sequence[float]) -> None:
         given = tensors.take(name)
         if given.shape[-2:] != expected.shape or not np.allclose(given, expected, rtol=1e-3, atol=0):
             raise UserError(f"it resamples with another filter than the config's {tuple(taps)}: {name}")
+
+
+# --- EDM's ADM ("DhariwalUNet") ------------------------------------------------------------------------------------
+
+
+def _adm(settings: ADM, tensors: Tensors, negated: bool) -> Params:
+    _check_filters(tensors, NAIVE)
+    first, levels = _resolution(tensors, "model"), len(settings.channel_multipliers)
+    enc, dec = ([f"model.{way}.{first >> n}x{first >> n}" for n in range(levels)] for way in ("enc", "dec"))
+    count = settings.blocks_per_resolution
+    level = lambda name, blocks, after: {
+        "layers": {i: _layer(settings, tensors, f"{name}_block{i}") for i in range(blocks)},
+        **({"after": _layer(settings, tensors, after)} if after else {}),
+    }
+    down = {n: level(name, count, f"{enc[n + 1]}_down" if n + 1 < levels else "") for n, name in enumerate(enc)}
+    up = {levels - 1 - n: level(name, count + 1, f"{dec[n - 1]}_up" if n else "") for n, name in enumerate(dec)}
+    params: Part = {
+        "noise": {"embed_in": tensors.dense("model.map_layer0"), "embed_out": tensors.dense("model.map_layer1")},
+        "encoder": {
+            "conv_in": tensors.conv(f"{enc[0]}_conv"),
+            "levels": down,
+            "middle_in": _layer(settings, tensors, f"{dec[-1]}_in0"),
+            "middle_out": _layer(settings, tensors, f"{dec[-1]}_in1"),
+        },
+        "up": up,
+        "norm_out": tensors.norm("model.out_norm"),
+        "conv_out": _signed(tensors.conv("model.out_conv"), negated),
+    }
+    if settings.classes:
+        rows = tensors.dense("model.map_label", bias=False)["kernel"]
+        params["condition"] = {"label": {"embedding": np.pad(rows, ((1, 0), (0, 0))) if rows.ndim == 2 else rows}}
+    return params
+
+
+def _layer(settings: ADM, tensors: Tensors, name: str) -> Part:
+    if f"{name}.qkv.weight" not in tensors:
+        return {"block": _block(tensors, name)}
+    block = _block(tensors, name)
+    heads = settings.heads_of(block["norm_out"]["scale"].size)
+    return {"block": block, "attention": _attention(tensors, name, heads, settings.attention_order)}
 
 
 # --- EDM2 ----------------------------------------------------------------------------------------------------------

@@ -7,17 +7,21 @@ outermost is a preconditioning around a network:
     VEPrecond    of VE, predicts −ε            Precond      EDM2's, the same with a learned uncertainty
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from score_sde.errors import UserError
+from score_sde.errors import Checks, UserError
+from score_sde.models.adm import ADM
 from score_sde.models.edm import SongUNet
 from score_sde.models.edm2 import EDM2
 from score_sde.pretrained.tensors import listed
 
 Arguments = dict[str, Any]
+# Settings that do not change what a trained network computes, or that `edm.convert` allows for.
+FREE = ("dropout", "dtype", "remat", "attention_order", "heads", "resample_convolution")
 
 
 class Record(Protocol):
@@ -35,7 +39,7 @@ class Snapshot(NamedTuple):
     parameterisation, sde: settings of the config's sections, of those that matter. negated: of `edm.convert`.
     """
 
-    settings: SongUNet | EDM2
+    settings: SongUNet | ADM | EDM2
     shape: tuple[int, int, int]
     parameterisation: dict[str, Any]
     sde: dict[str, Any]
@@ -79,6 +83,16 @@ SONG_UNET: Arguments = {
     "decoder_type": "standard",
     "resample_filter": (1, 1),
 }
+DHARIWAL_UNET: Arguments = {
+    "augment_dim": 0,
+    "model_channels": 192,
+    "channel_mult": (1, 2, 3, 4),
+    "channel_mult_emb": 4,
+    "num_blocks": 3,
+    "attn_resolutions": (32, 16, 8),
+    "dropout": 0.1,
+    "label_dropout": 0,  # of training
+}
 EDM2_UNET: Arguments = {
     "model_channels": 192,
     "channel_mult": (1, 2, 3, 4),
@@ -111,10 +125,29 @@ def described(record: Record) -> Snapshot:
     if absent:
         raise UserError(f"{name} of the snapshot does not say its {listed(absent)}")
     own = {key: given.pop(key) for key in order}
-    settings = _edm2(own, given) if name == "Precond" else _song_unet(own, given)
+    kind = own.get("model_type", "UNet")
+    if kind not in NETWORKS:
+        raise UserError(f"networks of class {kind!r} are not known (known: {', '.join(NETWORKS)})")
+    defaults, settings_of = NETWORKS[kind]
+    unknown = sorted(set(given) - set(defaults))
+    if unknown:
+        raise UserError(f"{kind} of the snapshot has arguments that are not known: {listed(unknown)}")
+    settings = settings_of(own, {**defaults, **given})
     parameterisation, sde = MEANINGS[name](own)
     side = int(own["img_resolution"])
     return Snapshot(settings, (side, side, int(own["img_channels"])), parameterisation, sde, name == "VEPrecond")
+
+
+def check_settings(found: Snapshot, settings: Any) -> None:
+    """Raises UserError unless a network of these settings computes what the snapshot's does."""
+    if type(settings) is not type(found.settings):
+        kinds = (type(found.settings).__name__, type(settings).__name__)
+        raise UserError("the snapshot's network is a {}, the config's a {}".format(*kinds))
+    names = [field.name for field in dataclasses.fields(settings) if field.name not in FREE]
+    wanted = {name: getattr(found.settings, name) for name in names}
+    other = [f"{name}={value!r}" for name, value in wanted.items() if getattr(settings, name) != value]
+    if other:
+        raise UserError(f"the snapshot's network has {listed(other)}, which the config's has not")
 
 
 def _edm_meaning(own: Arguments) -> tuple[Arguments, Arguments]:
@@ -143,10 +176,7 @@ MEANINGS: dict[str, Callable[[Arguments], tuple[Arguments, Arguments]]] = {
 }
 
 
-def _song_unet(own: Arguments, given: Arguments) -> SongUNet:
-    if own["model_type"] != "SongUNet":
-        raise UserError(f"networks of class {own['model_type']!r} are not known (known: SongUNet)")
-    model = _known("SongUNet", SONG_UNET, given)
+def _song_unet(own: Arguments, model: Arguments) -> SongUNet:
     return SongUNet(
         channels=int(model["model_channels"]),
         channel_multipliers=_integers(model["channel_mult"]),
@@ -164,8 +194,29 @@ def _song_unet(own: Arguments, given: Arguments) -> SongUNet:
     )
 
 
-def _edm2(own: Arguments, given: Arguments) -> EDM2:
-    model = _known("UNet", EDM2_UNET, given)
+def _adm(own: Arguments, model: Arguments) -> ADM:
+    """The same network as guided-diffusion's, where it takes no augmentation and is at least 128 channels wide."""
+    channels, multipliers = int(model["model_channels"]), _integers(model["channel_mult"])
+    with Checks() as check:
+        augment = model["augment_dim"]
+        check.that(not augment, f"DhariwalUNet with augment_dim={augment} is not known, only 0")
+        wide = model["channel_mult_emb"]
+        check.that(wide == 4, f"DhariwalUNet with channel_mult_emb={wide} is not known, only 4")
+        narrow = channels * min(multipliers)
+        check.that(narrow >= 128, f"DhariwalUNet of {narrow} channels normalises in fewer groups than the 32 of ADM")
+    return ADM(
+        channels=channels,
+        channel_multipliers=tuple(map(float, multipliers)),
+        blocks_per_resolution=int(model["num_blocks"]),
+        attention_resolutions=_heights(own, model),
+        head_channels=64,
+        attention_order="new",
+        dropout=float(model["dropout"]),
+        classes=int(own["label_dim"]),
+    )
+
+
+def _edm2(own: Arguments, model: Arguments) -> EDM2:
     return EDM2(
         channels=int(model["model_channels"]),
         channel_multipliers=_integers(model["channel_mult"]),
@@ -186,13 +237,6 @@ def _edm2(own: Arguments, given: Arguments) -> EDM2:
     )
 
 
-def _known(name: str, defaults: Arguments, given: Arguments) -> Arguments:
-    unknown = sorted(set(given) - set(defaults))
-    if unknown:
-        raise UserError(f"{name} of the snapshot has arguments that are not known: {listed(unknown)}")
-    return {**defaults, **given}
-
-
 def _integers(values: Any) -> tuple[int, ...]:
     return tuple(map(int, values))
 
@@ -201,3 +245,10 @@ def _heights(own: Arguments, model: Arguments) -> tuple[int, ...]:
     """Those with attention that the network comes to."""
     heights = [int(own["img_resolution"]) >> level for level in range(len(model["channel_mult"]))]
     return tuple(height for height in _integers(model["attn_resolutions"]) if height in heights)
+
+
+NETWORKS: dict[str, tuple[Arguments, Callable[[Arguments, Arguments], SongUNet | ADM | EDM2]]] = {
+    "SongUNet": (SONG_UNET, _song_unet),
+    "DhariwalUNet": (DHARIWAL_UNET, _adm),
+    "UNet": (EDM2_UNET, _edm2),
+}
