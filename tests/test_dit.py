@@ -57,8 +57,8 @@ def test_published_weights_give_the_published_networks_output(case):
 
 def test_a_tensor_that_is_missing_or_left_over_is_named():
     weights = recorded.read("dit.npz", "plain")[0]
-    weights["blocks.7.attn.qkv.weight"] = weights.pop("t_embedder.mlp.0.bias")
-    with pytest.raises(UserError, match=r"t_embedder.mlp.0.bias.*left over in the file: blocks.7.attn.qkv.weight"):
+    weights["blocks.7.attn.qkv.weight"] = weights.pop("x_embedder.proj.weight")
+    with pytest.raises(UserError, match=r"x_embedder.proj.weight.*left over in the file: blocks.7.attn.qkv.weight"):
         imported("plain", weights)
 
 

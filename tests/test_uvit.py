@@ -55,6 +55,12 @@ def test_published_weights_give_the_published_networks_output(case):
     np.testing.assert_allclose(run(of, params, x, noise, told), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+def test_tensors_of_another_network_are_named():
+    tensors, of = Tensors(recorded.read("dit.npz", "plain")[0]), Network(UViT(depth=2, width=32, heads=2), (8, 8, 3))
+    with pytest.raises(UserError, match=r"not in the file: pos_embed, patch_embed.proj.weight.*left over"):
+        checked(of, convert(of.settings, tensors), tensors, "file")
+
+
 def test_learnt_positions_are_of_one_resolution_and_the_others_of_any():
     shapes = lambda positions, shape: {
         path: each.shape for path, each in Network(UViT(positions=positions, depth=2), shape).parameters().items()

@@ -40,7 +40,8 @@ def _block(name: str, tensors: Tensors) -> Part:
 
 def patches(part: Part) -> Part:
     """The kernel of a convolution that sees each patch once, as that of a linear layer."""
-    return part | {"kernel": part["kernel"].reshape(-1, part["kernel"].shape[-1])}
+    kernel = part["kernel"]
+    return part | {"kernel": kernel.reshape(-1, kernel.shape[-1]) if kernel.size else kernel}
 
 
 def null_first(part: Part) -> Part:

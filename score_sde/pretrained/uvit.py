@@ -16,7 +16,7 @@ def convert(settings: UViT, tensors: Tensors) -> Params:
     positions = tensors.take("pos_embed")
     params = {
         "patches_in": patches(tensors.conv("patch_embed.proj")),
-        "positions": positions.reshape(-1, positions.shape[-1]),
+        "positions": positions[0] if positions.size else positions,
         "way_in": {number: _block(f"in_blocks.{number}", tensors) for number in range(half)},
         "middle": _block("mid_block", tensors),
         "way_out": {number: _block(f"out_blocks.{number}", tensors, joined=True) for number in range(half)},
