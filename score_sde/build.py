@@ -21,11 +21,12 @@ from score_sde.errors import UserError, closest
 from score_sde.experiment.base import Compare, Evaluation, Experiment, Likelihood, Sampling
 from score_sde.experiment.workdir import Workdir
 from score_sde.losses import OBJECTIVES, TIMES, WEIGHTINGS, TimeOptions
-from score_sde.models import NETWORKS, Network
+from score_sde.models import CLASSIFIERS, NETWORKS, Network
 from score_sde.rng import SEEDS
 from score_sde.samplers import SOLVERS, Sampler
 from score_sde.schema import Text
 from score_sde.sde import AUGMENTED, PROCESSES, Options, Process
+from score_sde.training.classifier import ClassifierTraining
 from score_sde.training.loop import Training
 from score_sde.training.optimiser import Optimiser
 
@@ -69,6 +70,7 @@ TABLES: dict[str, Table] = {
     "objective": Table("name", OBJECTIVES, default="denoising"),
     "weighting": Table("name", WEIGHTINGS, default="sigma2"),
     "times": Table("name", TIMES, TimeOptions, default="uniform"),
+    "classifier": Table("name", CLASSIFIERS, ClassifierTraining, default="wide_resnet"),
     "sampling_sde": Table("name", {SAME: SameProcess, **PROCESSES}, Options, default=SAME),
 }
 SECTIONS = ("seed", "samplers", *SETTINGS, *TABLES)

@@ -193,6 +193,7 @@ def test_defaults_are_filled_in(tmp_path):
         "objective": "denoising",
         "weighting": "sigma2",
         "times": "uniform",
+        "classifier": "wide_resnet",
         "sampling_sde": "training",
     }
     assert set(resolved["samplers"]) == set(resolved["sampling"]["samplers"])

@@ -140,7 +140,7 @@ def test_parameters_are_known_without_computing_them(case):
 
 
 def test_the_published_sizes():
-    """Those of the reference's own, 65, 43 and 54 M in the paper; and a wide ResNet 28-10's, which has no embeddings, and
+    """Those of the reference's, 65, 43 and 54 M in the paper; and a wide ResNet 28-10's, which has no embeddings, and
     1×1 convolutions where it changes its width."""
     adm = lambda pixels, **settings: Classifier(CLASSIFIERS["adm"](**settings), (pixels, pixels, 3)).size()
     assert adm(64, blocks_per_resolution=4) == 65_438_568

@@ -7,7 +7,7 @@ import jax
 
 from score_sde.errors import UserError
 from score_sde.experiment import all as all_modes
-from score_sde.experiment import compare, evaluate, likelihood, sample, train, verify
+from score_sde.experiment import compare, evaluate, likelihood, sample, train, train_classifier, verify
 from score_sde.experiment.base import Experiment
 from score_sde.training.interrupt import StopRequest
 
@@ -25,6 +25,7 @@ ALONE: dict[str, Callable[[StopRequest], None]] = {"verify": verify.run}
 
 MODES: dict[str, Mode] = {
     "train": Mode(train.run, train.check, lambda _: False),
+    "train_classifier": Mode(train_classifier.run, train_classifier.check, lambda _: False),
     "sample": Mode(sample.run),
     "evaluate": Mode(evaluate.run, evaluate.check),
     "likelihood": Mode(likelihood.run, likelihood.check),

@@ -30,6 +30,7 @@ from score_sde.models import Network
 from score_sde.oracles import ORACLES
 from score_sde.samplers import Sampler
 from score_sde.sde import SDE, Process, check_kind
+from score_sde.training.classifier import ClassifierPlan
 from score_sde.training.duration import Duration
 from score_sde.training.loop import Training
 from score_sde.training.optimiser import Optimiser
@@ -187,6 +188,7 @@ class Experiment:
     times: Times
     optimiser: Optimiser
     training: Training
+    classifier: ClassifierPlan
     sampling: Sampling
     sampling_sde: Process
     samplers: dict[str, Sampler]
@@ -328,12 +330,12 @@ class Experiment:
         count = len(self.train_records)
         return [duration.exact_steps(self.training.batch_size, count) for duration in self.training.ema_half_lives]
 
-    def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the training state; nothing is computed."""
+    def abstract_state(self, init: Callable[[], TrainState] | None = None) -> TrainState:
+        """Shapes, dtypes and shardings of the state that `init` makes, by default `init_state`; computes nothing."""
         sharding = replicated(self.mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(self.init_state),
+            jax.eval_shape(init or self.init_state),
         )
 
     def open_checkpoints(self, *, read_only: bool) -> Checkpoints:

@@ -132,7 +132,7 @@ def _loss_curve(path: Path) -> str:
     """The logged loss by step, as a data URI of an SVG."""
     from matplotlib.figure import Figure  # slow to import, and needed here alone
 
-    lines = read_metrics(path)
+    lines = [line for line in read_metrics(path) if isinstance(line.get("loss"), int | float)]
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     axes = figure.subplots()
     axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], color="#24527a", linewidth=1.2)

@@ -1,9 +1,14 @@
 """--mode=train: trains, or goes on training, and saves checkpoints, metrics and sample grids."""
 
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 from clu import parameter_overview
 
 from score_sde import rng
+from score_sde.checkpoint import Checkpoints
 from score_sde.data import Prefetched, iterate
 from score_sde.distributed.mesh import by_batch, put_batch, replicated
 from score_sde.errors import UserError
@@ -37,30 +42,52 @@ def check(experiment: Experiment) -> None:
         )
 
 
+class Task(NamedTuple):
+    """What is trained.
+
+    init: makes the state at step 0; traceable. step: to be compiled. fields: of the batches. preview(metrics, step,
+    averages): shows what was learned, every `training.sample_every`, and after the last step where `at_end`.
+    """
+
+    init: Callable[[], TrainState]
+    step: Callable[[TrainState, Any], TrainState]
+    fields: tuple[str, ...]
+    preview: Callable[[MetricWriter, int, tuple[Params, ...]], None]
+    at_end: bool = False
+
+
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """Trains to the configured duration; does nothing if it is reached."""
+    fields = ("image", "label") if experiment.network.settings.classes else ("image",)
+    fit(experiment, Task(experiment.init_state, _step(experiment), fields, _preview(experiment)), stop)
+
+
+def fit(experiment: Experiment, task: Task, stop: StopRequest) -> None:
+    """Trains, or goes on, in the experiment's workdir, for its duration and with its batch size and learning rate."""
     total = experiment.training_steps
     checkpoints = experiment.open_checkpoints(read_only=False)
     try:
-        batches = _batches(experiment)
-        state = _initial(experiment, checkpoints, batches)
+        batches = _batches(experiment, task.fields)
+        state = _initial(experiment, task, checkpoints, batches)
         done = int(state.step)
         if done >= total:  # said of what could be restored: a damaged last checkpoint is trained again
             say(f"train: already at step {done} of {total}")
             return
         metrics = MetricWriter(experiment.workdir.path, resumed_at=done)
         try:
-            train(
+            state = train(
                 state,
                 batches,
-                _compile(experiment),
+                _compile(experiment, task.step),
                 every=_every(experiment),
                 checkpoints=checkpoints,
                 metrics=metrics,
                 learning_rate=experiment.learning_rate(),
-                preview=_preview(experiment, metrics),
+                preview=functools.partial(task.preview, metrics),
                 stop=stop,
             )
+            if task.at_end:
+                task.preview(metrics, total, state.ema)
         finally:
             metrics.close()
     finally:
@@ -74,7 +101,7 @@ def _every(experiment: Experiment) -> Every:
     return Every(log=log, sample=sample, save=save, total=experiment.training_steps)
 
 
-def _batches(experiment: Experiment) -> Prefetched:
+def _batches(experiment: Experiment, fields: tuple[str, ...]) -> Prefetched:
     source = iterate(
         experiment.train_records,
         experiment.training.batch_size,
@@ -82,25 +109,24 @@ def _batches(experiment: Experiment) -> Prefetched:
         jax.process_index(),
         jax.process_count(),
     )
-    fields = ("image", "label") if experiment.network.settings.classes else ("image",)
     return Prefetched(source, lambda batch: put_batch(experiment.mesh, {name: batch[name] for name in fields}))
 
 
-def _initial(experiment: Experiment, checkpoints, batches: Prefetched) -> TrainState:
+def _initial(experiment: Experiment, task: Task, checkpoints: Checkpoints, batches: Prefetched) -> TrainState:
     """The newest checkpoint's state, with `batches` put where it was, or a new one created sharded."""
-    restored = checkpoints.restore(experiment.abstract_state())
+    restored = checkpoints.restore(experiment.abstract_state(task.init))
     if restored is not None:
         batches.restore(restored.data)
         if int(restored.state.step) < experiment.training_steps:
             say(f"train: going on from step {int(restored.state.step)} of {experiment.training_steps}")
         return restored.state
-    state = jax.jit(experiment.init_state, out_shardings=replicated(experiment.mesh))()
+    state = jax.jit(task.init, out_shardings=replicated(experiment.mesh))()
     say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     return state
 
 
-def _compile(experiment: Experiment):
-    step = make_step(
+def _step(experiment: Experiment) -> Callable[[TrainState, Any], TrainState]:
+    return make_step(
         model=experiment.model,
         objective=experiment.objective,
         weighting=experiment.weighting,
@@ -111,11 +137,14 @@ def _compile(experiment: Experiment):
         label_drop=experiment.training.label_drop,
         seed=experiment.seed,
     )
+
+
+def _compile(experiment: Experiment, step: Callable[[TrainState, Any], TrainState]) -> Any:
     whole, split = replicated(experiment.mesh), by_batch(experiment.mesh)
     return jax.jit(step, in_shardings=(whole, split), out_shardings=whole, donate_argnums=0)
 
 
-def _preview(experiment: Experiment, metrics: MetricWriter):
+def _preview(experiment: Experiment) -> Callable[[MetricWriter, int, tuple[Params, ...]], None]:
     """Samples of a few steps from the averaged parameters, always from the same noise."""
     sampler = next(each for kind, each in PREVIEWS.items() if isinstance(experiment.sde, kind))
 
@@ -125,7 +154,7 @@ def _preview(experiment: Experiment, metrics: MetricWriter):
         x = sampler(experiment.denoiser(params), plan, keys, experiment.source.shape).x
         return experiment.levels.quantise(x)
 
-    def preview(step: int, averages: tuple[Params, ...]) -> None:
+    def preview(metrics: MetricWriter, step: int, averages: tuple[Params, ...]) -> None:
         params = averages[experiment.evaluation.ema]
         plan = sampler.plan(experiment.learned(params).sde)
         picture = grid(experiment.to_uint8(jax.device_get(sample(params, plan))))

@@ -15,6 +15,7 @@ that of x by the bilinear rule, and concatenated to it.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ class ADMModule(nnx.Module):
         self.settings = settings
         self.noise = NoiseEmbedding(settings, rngs=rngs)
         self.condition = ConditionEmbedding(settings, 4 * settings.channels, dtype=dtype, rngs=rngs)
-        told = {"token_features": settings.token_features, "rngs": rngs}
+        told: dict[str, Any] = {"token_features": settings.token_features, "rngs": rngs}
         self.encoder = Encoder(settings, (*shape[:-1], shape[-1] + settings.image_channels), **told)
         channels, skips, up = self.encoder.channels, list(self.encoder.skips), []
         for number, width in reversed(list(enumerate(settings.widths))):

@@ -290,7 +290,8 @@ class Encoder(nnx.Module):
         self, settings: UNetSettings, shape: tuple[int, ...], *, token_features: int = 0, rngs: nnx.Rngs
     ) -> None:
         height, inputs = shape[0], shape[-1]
-        widths, options = settings.widths, {"token_features": token_features, "rngs": rngs}
+        options: dict[str, Any] = {"token_features": token_features, "rngs": rngs}
+        widths = settings.widths
         channels = widths[0]
         self.conv_in = conv(inputs, channels, 3, init=START, dtype=DTYPES[settings.dtype], rngs=rngs)
         skips, levels = [channels], []

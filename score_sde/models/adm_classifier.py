@@ -105,7 +105,7 @@ class SpatialPool(nnx.Module):
         return self.output(jax.nn.relu(hidden) if self.norm is None else jax.nn.silu(self.norm(hidden)))
 
 
-POOLS: dict[str, type[nnx.Module]] = {
+POOLS: dict[str, Any] = {
     "attention": AttentionPool,
     "adaptive": MeanPool,
     "spatial": SpatialPool,

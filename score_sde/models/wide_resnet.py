@@ -113,7 +113,8 @@ class WideResNetModule(nnx.Module):
         self.embed_in = dense(2 * FREQUENCIES, 4 * FREQUENCIES, init=LECUN, **options)
         self.embed_out = dense(4 * FREQUENCIES, 4 * FREQUENCIES, init=LECUN, **options)
         self.conv_in = conv(shape[-1], WIDTH, 3, init=KAIMING, bias=False, **options)
-        channels, blocks = WIDTH, []
+        channels = WIDTH
+        blocks: list[Block] = []
         for group in range(GROUPS):
             for number in range(settings.blocks_per_group):
                 width = WIDTH * 2**group * settings.channel_multiplier

@@ -26,7 +26,7 @@ def convert(settings: ADM, tensors: Tensors) -> Params:
         rows = tensors.take("label_emb.weight")
         params["condition"] = {"label": {"embedding": np.pad(rows, ((1, 0), (0, 0))) if rows.ndim == 2 else rows}}
     names, levels = _names("output_blocks", 0), len(settings.channel_multipliers)
-    up: Part = {}
+    up: dict[int, Part] = {}
     for place in range(levels):
         blocks = list(itertools.islice(names, settings.blocks_per_resolution + 1))
         attends = _attends(tensors, blocks[-1])
@@ -59,7 +59,7 @@ def convert_classifier(settings: ADMClassifier, tensors: Tensors) -> Params:
 def _trunk(settings: UNetSettings, tensors: Tensors) -> Part:
     """The embedding of the noise condition, the way down and the middle."""
     names, count = _names("input_blocks", 1), len(settings.channel_multipliers)
-    levels: Part = {}
+    levels: dict[int, Part] = {}
     for place in range(count):
         blocks = itertools.islice(names, settings.blocks_per_resolution)
         levels[place] = {"layers": {number: _layer(tensors, name) for number, name in enumerate(blocks)}}

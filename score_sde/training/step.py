@@ -1,6 +1,7 @@
 """One training step, a pure function of the state and a batch."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,17 @@ def make_step(
             assert isinstance(process, SDE)  # only affine processes are learned
             trained = mean + schedule_loss(process, t, loss.at_time)
         return trained, (mean, remembered)
+
+    return make_update(loss_of, optimiser, half_lives)
+
+
+def make_update(
+    loss_of: Callable[[Params, Batch, TrainState], Any],
+    optimiser: optax.GradientTransformation,
+    half_lives: Sequence[float],
+) -> Callable[[TrainState, Batch], TrainState]:
+    """The step that descends a loss. loss_of(params, batch, state): (what has the gradient, (the loss that is logged,
+    what the distribution of times remembers))."""
 
     def step(state: TrainState, batch: Batch) -> TrainState:
         gradient, (loss, remembered) = jax.grad(loss_of, has_aux=True)(state.params, batch, state)
