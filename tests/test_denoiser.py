@@ -211,6 +211,7 @@ LABELS = {
     "time": (PLAIN["ve"], 999 * QUARTERS),
     "sigma": (PLAIN["ve"], LEVEL),
     "log_sigma": (PLAIN["ve"], np.log(LEVEL)),
+    "log_half_sigma": (PLAIN["ve"], np.log(LEVEL / 2)),
     "edm": (PLAIN["edm"], np.log(QUARTERS) / 4),
     "log_snr": (PLAIN["rectified_flow"], 2 * np.log((1 - QUARTERS) / QUARTERS)),
     "step": (DDPM(steps=100, t_min=0.01), [24, 74]),

@@ -55,22 +55,25 @@ def make_step(
             trained = mean + schedule_loss(process, t, loss.at_time)
         return trained, (mean, remembered)
 
-    return make_update(loss_of, optimiser, half_lives)
+    def project(params: Params) -> Params:
+        return {**params, "network": model.project(params["network"])}
+
+    return make_update(loss_of, optimiser, half_lives, project)
 
 
 def make_update(
     loss_of: Callable[[Params, Batch, TrainState], Any],
     optimiser: optax.GradientTransformation,
     half_lives: Sequence[float],
+    project: Callable[[Params], Params] = lambda params: params,
 ) -> Callable[[TrainState, Batch], TrainState]:
     """The step that descends a loss. loss_of(params, batch, state): (what has the gradient, (the loss that is logged,
-    what the distribution of times remembers))."""
+    what the distribution of times remembers)). project: moves the parameters after each update."""
 
     def step(state: TrainState, batch: Batch) -> TrainState:
         gradient, (loss, remembered) = jax.grad(loss_of, has_aux=True)(state.params, batch, state)
         updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
-        params = optax.apply_updates(state.params, updates)
-        params = {**params, "network": model.project(params["network"])}
+        params = project(optax.apply_updates(state.params, updates))
         done = state.step + 1
         return TrainState(
             step=done,
