@@ -165,7 +165,8 @@ class Attention(nnx.Module):
     def __init__(self, channels: int, settings: NCSNpp, *, rngs: nnx.Rngs) -> None:
         dtype = DTYPES[settings.dtype]
         self.norm = GroupNorm(channels, groups=settings.groups or None, dtype=dtype)
-        axes = {"scale": SMALL_SCALE, "axes": ("in", "heads")}
+        # Three projections of fan-out C in one of 3C: twice the scale makes the variance that of each.
+        axes = {"scale": 2 * SMALL_SCALE, "axes": ("in", "heads")}
         self.query_key_value = dense(channels, 3 * channels, **axes, dtype=dtype, rngs=rngs)
         self.output = dense(channels, channels, scale=0.0, axes=("heads", "out"), dtype=dtype, rngs=rngs)
         self.rescale = math.sqrt(0.5) if settings.skip_rescale else 1.0
