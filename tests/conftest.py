@@ -80,3 +80,12 @@ def refuse(capsys, compilations):
         return err
 
     return check
+
+
+def pytest_collection_modifyitems(items):
+    """What one worker runs together, since it shares what is compiled: a file, or a network of the battery over all."""
+    for item in items:
+        one = (
+            item.callspec.params.get("name") if item.path.name == "test_models.py" and hasattr(item, "callspec") else ""
+        )
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {one}"))

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from score_sde.errors import UserError
 from score_sde.models import NETWORKS, Network, attention
+from score_sde.models.conditioning import ConditionEmbedding, Conditions
 from score_sde.models.layers import GroupNorm, positional_embedding
 from score_sde.models.resample import downsample, upsample
 from tests.networks import (
@@ -122,21 +124,23 @@ def test_parameters_are_known_without_computing_them(name, variant):
 
 
 @named
-def test_each_condition_matters_and_dropping_it_is_not_giving_it(name):
+def test_each_condition_matters_and_dropping_all_is_not_giving_any(name):
+    """In one program for all of them; that one absent is as one dropped is `ConditionEmbedding`'s, tested below."""
     variant, (x, noise), told = conditioned(name), inputs(name), condition(name)
     params, of = moved(name, variant), apply(name, variant)
-    nothing = of(params, x, noise, None, None)
-    for key, value in told.items():
-        given = of(params, x, noise, None, {key: value, "drop": jnp.array([False, False, False])})
-        size = 1e-5 * float(jnp.abs(nothing).max())
-        assert np.all(np.abs(given - nothing).reshape(BATCH, -1).max(axis=1) > size), key
-        half = of(params, x, noise, None, {key: value, "drop": jnp.array([False, True, False])})
-        close(half[1], nothing[1], 1e-5)
-        close(half[2], given[2], 1e-5)
-    none = {"label": jnp.full(BATCH, -1)} if "label" in told else {}
     if "tokens" in told:
-        none |= {"tokens": told["tokens"].at[0, 0, 0].set(jnp.nan), "mask": jnp.zeros((BATCH, 6), bool)}
-    close(of(params, x, noise, None, none or None), nothing, 1e-5)
+        told["mask"] = jnp.broadcast_to(jnp.arange(6) < 4, (BATCH, 6))
+    call = lambda drop=(False,) * BATCH, **other: of(params, x, noise, None, {**told, **other, "drop": jnp.array(drop)})
+    nothing, given = of(params, x, noise, None, None), call()
+    size = float(jnp.abs(given).max())
+    for key in condition(name):
+        changed = (told[key] + 1) % 4 if key == "label" else told[key] + 1.0
+        assert np.all(np.abs(call(**{key: changed}) - given).reshape(BATCH, -1).max(axis=1) > 1e-5 * size), key
+    half = call(drop=(False, True, False))
+    close(half[1], nothing[1], 1e-5)
+    close(half[2], given[2], 1e-5)
+    if "tokens" in told:
+        close(call(tokens=told["tokens"].at[:, 4:].set(jnp.nan)), given, 1e-6)
 
 
 @named
@@ -145,17 +149,6 @@ def test_a_condition_is_refused_without_its_setting(name):
     for told, message in (({"label": jnp.zeros(BATCH, int)}, "classes=0"), ({"lable": 1}, "unknown condition lable")):
         with pytest.raises(UserError, match=message):
             jax.eval_shape(lambda told=told: network(name).apply(moved(name), x, noise, told, train=False, rng=None))
-
-
-@named
-def test_masked_tokens_do_not_count(name):
-    if "tokens" not in condition(name):
-        pytest.skip(f"{name} takes no tokens")
-    variant, (x, noise), tokens = conditioned(name), inputs(name), condition(name)["tokens"]
-    params, of = moved(name, variant), apply(name, variant)
-    mask = jnp.broadcast_to(jnp.arange(6) < 4, (BATCH, 6))
-    short = of(params, x, noise, None, {"tokens": tokens[:, :4]})
-    close(of(params, x, noise, None, {"tokens": tokens, "mask": mask}), short, 1e-5)
 
 
 @named
@@ -229,6 +222,54 @@ def test_eval_shape_of_init_computes_nothing():
     )
     shapes = jax.eval_shape(Network(settings, (8, 8, 3)).init, jax.random.key(0))
     assert sum(np.prod(leaf.shape, dtype=float) for leaf in jax.tree.leaves(shapes)) > 1e12
+
+
+# --- conditions -----------------------------------------------------------------------------------------------------
+
+
+class Told(nnx.Module):
+    """Nothing but the embedding of a condition."""
+
+    def __init__(self):
+        settings = Conditions(classes=4, vector_features=3, token_features=5, image_channels=2)
+        self.embedding = ConditionEmbedding(settings, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        self.embedding.null_vector[...] = jnp.ones(3)
+
+    def __call__(self, told):
+        x = jnp.ones((2, 4, 4, 1))
+        return [self.embedding.features(told, 2), *self.embedding.tokens(told, 2), self.embedding.with_image(x, told)]
+
+
+def equal(one, two):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), one, two)
+
+
+def test_what_is_absent_is_as_what_is_dropped():
+    told, full = Told(), {"label": jnp.array([1, 3]), "vector": jnp.zeros((2, 3)), "image": jnp.ones((2, 2, 2, 2))}
+    equal(told({**full, "drop": jnp.array([True, True])}), told(None))
+    for key in full:
+        without = {name: value for name, value in full.items() if name != key}
+        of = {"label": 0, "vector": 0, "image": 3}[key]
+        dropped = told({key: full[key], "drop": jnp.array([True, True])})[of]
+        equal(dropped, told(None)[of])
+        assert not np.allclose(told(full)[of], told(without)[of])
+    equal(told({"label": jnp.array([-1, -1])}), told(None))
+
+
+def test_tokens_that_are_masked_or_dropped_are_zeros_that_do_not_count():
+    tokens, told = jnp.full((2, 3, 5), jnp.nan).at[:, 0].set(1.0), Told()
+    _, values, counts, _ = told({"tokens": tokens, "mask": jnp.array([[True, False, False]] * 2)})
+    np.testing.assert_array_equal(counts, [[True, True, False, False]] * 2)
+    assert np.all(np.isfinite(values))
+    _, values, counts, _ = told({"tokens": tokens, "drop": jnp.array([True, True])})
+    np.testing.assert_array_equal(counts, [[True, False, False, False]] * 2)
+    assert np.all(np.isfinite(values))
+
+
+def test_attention_over_masked_keys_is_attention_without_them():
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 6, 2, 4)) for i in range(3))
+    mask = jnp.broadcast_to(jnp.arange(6) < 4, (2, 6))
+    equal(attention.attend(q, k, v, mask), attention.attend(q, k[:, :4], v[:, :4]))
 
 
 # --- ncsnpp's own --------------------------------------------------------------------------------------------------
