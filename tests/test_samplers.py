@@ -159,6 +159,7 @@ def test_a_few_steps_on_every_process(solver, sde):
         plan = solving.plan_of(solver, sde, "log_snr", steps)
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(plan))
         np.testing.assert_array_equal(plan.times, [sde.T, sde.t_min])
+        assert sde.t_min - 1e-9 < plan.rows.t.min() <= plan.rows.t.max() <= sde.T + 1e-9
         if isinstance(solver, LinearSolver):
             mean, std = solving.law(plan, sde, 0.0, 1.0)
             assert np.isfinite(mean)
