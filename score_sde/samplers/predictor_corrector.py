@@ -16,8 +16,11 @@ The original code takes the means of both norms over the batch, which `batch_nor
 batch that they are in.
 
 A move with a step that does not shrink with the grid leaves a bias of its own (on a Gaussian, of variance 1/(1 −
-r²)): with a corrector a run has no order. Without predictor ("none") x stays from t to s, and the moves do all the
-work, as in NCSN; `last="denoise"` then gives the denoised result.
+r²)): with a corrector a run has no order.
+
+Without predictor ("none") the moves do all the work, as in NCSN: x stays, and they are made at the level s, so that
+the last ones are at t_min and leave a state of that level; `last="denoise"` then gives the denoised result. x_T is
+a draw of the level T and needs none there.
 
 Source: Song et al. 2021, appendix G (algorithms 2–5); Song & Ermon 2019 for annealed Langevin dynamics.
 """
@@ -53,9 +56,10 @@ CORRECTORS = ("langevin", "annealed_langevin", "none")
 
 
 class Row(NamedTuple):
-    """t and σ_t; (α_t/α_s)²; the number of the step; and the predictor's row, None without one."""
+    """t; the time of the moves and σ there; (α_t/α_s)²; the number of the step; the predictor's row, None without one."""
 
     t: Any
+    at: Any
     sigma: Any
     scale: Any
     number: Any
@@ -113,10 +117,11 @@ class PredictorCorrector(Solver):
         column = lambda name: np.array([getattr(level, name) for level in levels])
         alpha, predictor = column("alpha"), PREDICTORS[self.predictor]
         inner = None if predictor is None else predictor.plan(sde, grid)
-        steps = len(grid) - 1
+        steps, moves = len(grid) - 1, slice(1, None) if predictor is None else slice(0, -1)
         row = Row(
             t=column("t")[:-1],
-            sigma=column("sigma")[:-1],
+            at=column("t")[moves],
+            sigma=column("sigma")[moves],
             scale=(alpha[:-1] / alpha[1:]) ** 2,
             number=np.arange(steps, dtype=np.int32),
             predictor=None if inner is None else jax.tree.map(lambda leaf: leaf[:steps], inner.rows),
@@ -143,7 +148,7 @@ class PredictorCorrector(Solver):
 
     def _move(self, denoiser: Denoiser, x: Data, row: Row, keys: Keys, condition: Condition) -> tuple[Data, Data]:
         """x and its mean after one move."""
-        score = denoiser.score(x, row.t * jnp.ones(len(x), x.dtype), condition)
+        score = denoiser.score(x, row.at * jnp.ones(len(x), x.dtype), condition)
         noise = rng.normal(keys, x.shape[1:], x.dtype)
         axes = tuple(range(1, x.ndim))
         norm = lambda value: jnp.sqrt(jnp.sum(value**2, axis=axes, keepdims=True))
