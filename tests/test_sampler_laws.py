@@ -112,8 +112,8 @@ def test_langevin_keeps_a_gaussian_up_to_its_step(sde):
 def test_langevin_alone_ends_at_the_last_level(process, last):
     """Annealed Langevin dynamics on narrow data: what is left is noise of the level t_min, and D takes it out there.
 
-    A move x → (1 − h/v) x + √(2h) z, h = 2 c (r σ)², leaves v/(1 − h/(2v)) on a Gaussian of variance v; c is of the last
-    step.
+    A move x → (1 − h/v) x + √(2h) z, h = 2 c (r σ)², leaves v/(1 − h/(2v)) on a Gaussian of variance v; c that of the
+    last step.
     """
     sde, r, narrow = MILD[process], 0.16, 0.02
     solver = solver_of("pc", {"predictor": "none", "corrector": "annealed_langevin", "corrector_steps": 100, "snr": r})

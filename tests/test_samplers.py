@@ -230,7 +230,7 @@ def test_last_step_rules(solver):
     np.testing.assert_allclose(denoise.x, exact, rtol=0, atol=1e-5)  # float32, of values of size 1
     np.testing.assert_array_equal(none.evaluations, mean.evaluations)
     np.testing.assert_array_equal(none.evaluations + 1, denoise.evaluations)
-    assert np.array_equal(none.x, mean.x) == (not solver.stochastic or solving.is_adaptive(solver))
+    assert np.array_equal(none.x, mean.x) == (not solver.stochastic)
 
 
 @solving.linear_solver

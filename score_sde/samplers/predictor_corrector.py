@@ -56,7 +56,7 @@ CORRECTORS = ("langevin", "annealed_langevin", "none")
 
 
 class Row(NamedTuple):
-    """t; the time of the moves and σ there; (α_t/α_s)²; the number of the step; the predictor's row, None without one."""
+    """t; the time of the moves, σ there; (α_t/α_s)²; the step's number; and the predictor's row, None without one."""
 
     t: Any
     at: Any
