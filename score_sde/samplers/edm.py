@@ -14,6 +14,9 @@ with noise and down again by `restart_steps` steps of a Karras grid, `repeats` t
 
     y ← y + √(high² − low²) z
 
+With `restart_steps` as they are, what the restarts' own steps leave stays however many steps the run has: with restarts
+a run has no order, unless their steps are made to grow with the run's, when it is Heun's 2.
+
 Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, algorithm 2; Xu et
 al., "Restart Sampling for Improving Generative Processes", 2023, algorithm 1.
 """
@@ -106,8 +109,8 @@ class Restart(LinearSolver):
         return any(self.repeats)
 
     @property
-    def convergence(self) -> float:
-        return 2
+    def convergence(self) -> float | None:
+        return None if self.stochastic else 2
 
     @property
     def evaluations_per_step(self) -> int:
