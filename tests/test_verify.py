@@ -39,7 +39,7 @@ def test_every_solver_is_measured_and_restart_with_steps_in_proportion():
 
 @pytest.fixture
 def small(monkeypatch):
-    for name, value in (("PATHS", 2**12), ("PATHS_OF_ADAPTIVE", 1024), ("PATHS_OF_REFERENCE", 64)):
+    for name, value in (("PATHS", 2**12), ("PATHS_OF_ADAPTIVE", 64), ("PATHS_OF_REFERENCE", 16)):
         monkeypatch.setattr(orders, name, value)
     monkeypatch.setattr(orders, "PATH_TOLERANCES", (0.1, 0.03))
     monkeypatch.setattr(orders, "REFERENCE", 0.01)

@@ -53,7 +53,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
     folder = experiment.workdir.reports / "compare" / "cells"
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(experiment, what, folder, stop)
-    cells = all_cells(experiment)
+    cells = all_cells(experiment, stop)
     results = _run_cells(bench, cells, stop)
     say(report.write(experiment, bench, cells, results, folder.parent))
     if not any(result.record["status"] == "done" for result in results):

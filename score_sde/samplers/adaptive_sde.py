@@ -13,7 +13,8 @@ what a shorter step finds on it is a part of what the longer one found. Steps ar
 `PARTS`. The mean of a step is x″ without ½ (g(t) + g(t − h)) ΔW.
 
 x′ − x″ is ½ h (F(x′) − F(x)), of the size of h ΔW, so that a tolerance ε makes steps of h ~ ε^{2/3}; on one path the
-improved Euler step is of strong order 1 where g does not depend on x. Hence an error ~ ε^{2/3} in each sample.
+improved Euler step is of strong order 1 where g does not depend on x. Hence an error ~ ε^{2/3} in each sample; of a
+state of one or two values the error has a heavy tail besides, since ΔW is small there by chance.
 
 Source: Jolicoeur-Martineau et al., "Gotta Go Fast When Generating Data with Score-Based Models", 2021, algorithm 1; the
 path: Kidger, "On Neural Differential Equations", 2021, sec. 5.5, by `diffrax`.

@@ -36,6 +36,7 @@ from score_sde.samplers.schedule import Level, Schedule
 SIGMA_BAR = runge_kutta.VARIABLES["sigma_bar"]
 HIGHEST_CHURN = math.sqrt(2) - 1
 RHO = 7.0  # of a restart's grid
+MOST, MOST_STEPS = 1000, 10_000  # of steps and of repeats, and of all steps of all restarts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,8 +102,14 @@ class Restart(LinearSolver):
             check.that(len(lengths) == 1, "low, high, restart_steps and repeats must have as many entries each")
             for low, high in zip(self.low, self.high, strict=False):
                 check.that(0 < low < high, f"0 < low < high must hold, not {low}, {high}")
-            check.that(all(steps >= 1 for steps in self.restart_steps), "restart_steps must be at least 1")
-            check.that(all(count >= 0 for count in self.repeats), "repeats must be at least 0")
+            check.that(
+                all(1 <= steps <= MOST for steps in self.restart_steps), f"restart_steps must lie in [1, {MOST}]"
+            )
+            check.that(all(0 <= count <= MOST for count in self.repeats), f"repeats must lie in [0, {MOST}]")
+            inside = sum(steps * count for steps, count in zip(self.restart_steps, self.repeats, strict=False))
+            check.that(
+                inside <= MOST_STEPS, f"restart_steps times repeats must come to {MOST_STEPS} at most, not {inside}"
+            )
 
     @property
     def stochastic(self) -> bool:

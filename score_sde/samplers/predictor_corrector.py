@@ -52,6 +52,7 @@ PREDICTORS: dict[str, LinearSolver | None] = {
     "probability_flow": EulerMaruyama(eta=0.0),
     "none": None,
 }
+MOST_MOVES = 1000
 CORRECTORS = ("langevin", "annealed_langevin", "none")
 
 
@@ -80,7 +81,8 @@ class PredictorCorrector(Solver):
         with Checks() as check:
             check.name("predictor", self.predictor, PREDICTORS)
             check.name("corrector", self.corrector, CORRECTORS)
-            check.that(self.corrector_steps >= 1, f"corrector_steps must be at least 1, not {self.corrector_steps}")
+            fits = 1 <= self.corrector_steps <= MOST_MOVES
+            check.that(fits, f"corrector_steps must lie in [1, {MOST_MOVES}], not {self.corrector_steps}")
             check.that(self.snr > 0, f"snr must be positive, not {self.snr}")
             idle = self.predictor == self.corrector == "none"
             check.that(not idle, "predictor and corrector are both 'none': nothing would be done")

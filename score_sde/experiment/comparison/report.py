@@ -63,13 +63,14 @@ def figure(value: Any) -> str:
 
 
 def _row(experiment: Experiment, cell: Cell, record: Record) -> dict[str, Any]:
-    solver = cell.sampler.solver
+    sampler, solver = cell.sampler, cell.sampler.solver
     return {
         "sampler": cell.name,
         "at": cell.at,
         "budget": cell.budget,
         "tolerance_factor": cell.factor,
-        "steps": None if cell.skipped else cell.sampler.steps,
+        "grid": "times" if sampler.times else sampler.grid,
+        "steps": None if cell.skipped else len(sampler.times) - 1 if sampler.times else sampler.steps,
         "evaluations": record.get("evaluations"),
         "status": record["status"],
         "reason": record["reason"],
@@ -184,7 +185,7 @@ def _best(bench: Bench, rows: list[dict[str, Any]], budgets: list[int]) -> list[
 
 def _csv(bench: Bench, rows: list[dict[str, Any]]) -> str:
     """One line a cell; a figure with a spread is two columns."""
-    plain = ["sampler", "budget", "tolerance_factor", "steps", "evaluations", "status", "reason"]
+    plain = ["sampler", "budget", "tolerance_factor", "grid", "steps", "evaluations", "status", "reason"]
     after = ["images_per_second", "compile_seconds", "program_of", "memory_bytes", "device_peak_bytes"]
     after += ["stochastic", "order", "command"]
     spread = [*bench.problem.measures, "distance", "seconds"]
