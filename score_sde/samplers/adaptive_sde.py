@@ -105,7 +105,7 @@ class AdaptiveSDE(Solver):
     def _solve(
         self, denoiser: Denoiser, x: Data, t: Array, s: Array, key: Key[Array, ""], condition: Condition
     ) -> _State:
-        path = BrownianPath(s, t, x, key)
+        path = BrownianPath(jnp.zeros_like(t), jnp.ones_like(t), x, key)  # of the interval, whose parts are exact in it
         sde, condition = denoiser.sde, jax.tree.map(lambda leaf: leaf[None], condition)
 
         def drift_and_diffusion(x: Array, t: Array) -> tuple[Array, Array]:
@@ -119,8 +119,9 @@ class AdaptiveSDE(Solver):
             octaves = jnp.floor(4 * jnp.log2(jnp.maximum(state.h * PARTS, 1))) / 4
             parts = jnp.clip(jnp.floor(2**octaves).astype(jnp.int32), 1, state.left)
             left = state.left - parts
-            now, then = (s + (t - s) * (count.astype(t.dtype) / PARTS) for count in (state.left, left))
-            h, change = now - then, path.change(then, now)
+            now, then, share = (count.astype(t.dtype) / PARTS for count in (state.left, left, parts))
+            h, change = (t - s) * share, jnp.sqrt(t - s) * path.change(then, now)
+            now, then = s + (t - s) * now, s + (t - s) * then
             drift, g = drift_and_diffusion(state.x, now)
             first = state.x - h * drift - g * change
             drift_then, g_then = drift_and_diffusion(first, then)
