@@ -139,17 +139,24 @@ def test_the_network_stands_in_the_program_once(solver):
 # --- what a sample depends on (and see multi_device/test_samplers.py) ------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "bound"), [("adaptive_sde", 1e-4), ("ode", 1e-2)])
-def test_in_float32_at_their_defaults_adaptive_solvers_keep_to_it(name, bound):
-    """By itself and among 64: rounding alone for nearly all; else, of an ODE, a step on the edge, within 10 tolerances."""
-    solver, sde = solver_of(name), VP()
+LOG_SIGMA_BAR = {"variable": "log_sigma_bar"}
+IN_FLOAT32 = [("adaptive_sde", {}, 1e-5), ("ode", LOG_SIGMA_BAR, 1e-5), ("ode", {}, 1e-3)]
+
+
+@pytest.mark.parametrize(("name", "options", "most"), IN_FLOAT32, ids=[solving.label(*case[:2]) for case in IN_FLOAT32])
+def test_in_float32_adaptive_solvers_keep_to_it_within_their_tolerances(name, options, most):
+    """At their defaults, by itself and among 64: rounding moves few to other steps, and those by tolerances at most.
+
+    The ODE in t has a last step h ~ 0.05 to t_min = 1e-5, which makes of rounding in x one of h/(2 t_min) as much.
+    """
+    solver, sde = solver_of(name, options), VP()
     drive = solving.compiled(solver, solving.denoiser_of(BIMODAL_3, sde))
     plan, keys = solving.plan_of(solver, sde, "uniform", 1), keys_of(64)
     together = drive(plan, x_of(keys), keys).x
     alone = jnp.concatenate([drive(plan, x_of(keys[i : i + 1]), keys[i : i + 1]).x for i in range(0, 64, 2)])
     difference = np.abs(np.asarray(alone) - np.asarray(together)[::2]).max(axis=1)
-    assert np.median(difference) < 1e-5
-    assert difference.max() < bound
+    assert np.median(difference) < most
+    assert difference.max() < 10 * solver.rtol
 
 
 def test_norms_of_the_batch_depend_on_it():

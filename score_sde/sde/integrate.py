@@ -26,6 +26,7 @@ FIRST_STEP = 0.01  # of the interval; a first step that is too long is rejected 
 
 
 RATIO = 2**0.25  # of lengths of steps; less than a rejected step is shortened by
+MOST_GROWTH = 2.0  # of a step; what is left of an error that would allow more is rounding
 
 
 class _Steps(diffrax.AbstractAdaptiveStepSizeController):
@@ -86,7 +87,7 @@ def integrate(
     tableau = solver.tableau
     assert isinstance(tableau, diffrax.ButcherTableau)
     stages = tableau.num_stages - int(tableau.fsal)
-    controller = diffrax.PIDController(rtol=rtol, atol=atol)
+    controller = diffrax.PIDController(rtol=rtol, atol=atol, factormax=MOST_GROWTH)
 
     def solve(y, args):
         solution = diffrax.diffeqsolve(
