@@ -122,6 +122,22 @@ def test_times_of_ones_own_are_reported_as_such(tmp_path):
     assert (line["grid"], line["steps"]) == ("times", "2")
 
 
+def test_where_evaluations_are_not_all_counted_they_are_not_compared_by(tmp_path):
+    """Those of Newton's iterations: the report says so, and ranks the cell by its seconds alone."""
+    names = ("--config.compare.samplers=implicit,ddim", "--config.compare.nfe=1", "--config.compare.seeds=1")
+    solver = ("--config.samplers.implicit.solver=ode", "--config.samplers.implicit.method=kvaerno5")
+    settings = (*ON_RING, *names, *solver, "--config.samplers.ddim.last=none", "--config.compare.tolerance_factors=100")
+    compare(tmp_path, *settings)
+    report = report_of(tmp_path)
+    row = row_of(report, "implicit", "tol x 100")
+    assert (row["status"], row["all_counted"]) == ("done", False)
+    assert row["scores"]["frechet"]["mean"] < row_of(report, "ddim", 1)["scores"]["frechet"]["mean"]
+    assert row["pareto"]
+    assert all(front.endswith("by seconds") for front in row["pareto"])
+    assert f"≥ {row['evaluations']:.4g}" in (tmp_path / "reports" / "compare" / "report.html").read_text()
+    compare(tmp_path, *settings, "--config.compare.samplers=implicit")  # nothing to plot by NFE
+
+
 def test_every_cell_is_in_the_report(ring):
     report = report_of(ring)
     at = {name: ["3", "9"] for name in SAMPLERS.split(",")} | {"ode": ["tol x 100", "tol x 30"]}

@@ -121,7 +121,8 @@ def _run_one(
     discard(folder)
     order = sampler.solver.convergence
     kind = "" if order is None else f", order {order:g}{' (weak)' if sampler.solver.stochastic else ''}"
-    say(f"sample: {name}: {total} samples, {arrays['evaluations'].mean():.0f} evaluations each, {seconds:.1f} s{kind}")
+    spent = f"{'' if sampler.solver.counts_evaluations else 'at least '}{arrays['evaluations'].mean():.0f}"
+    say(f"sample: {name}: {total} samples, {spent} evaluations each, {seconds:.1f} s{kind}")
 
 
 def _compile(experiment: Experiment, sampler: Sampler, params: Params, plan: Plan):

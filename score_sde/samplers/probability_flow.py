@@ -7,7 +7,7 @@ For an augmented process it is the ODE of the whole state, see `augmented`, in t
 error is controlled by `rtol` and `atol`; the usual grid is one step, T to t_min. Methods: Tsitouras' and Dormand and
 Prince's pairs of order 5, theirs of order 8, and Kvaerno's implicit one of order 5, all of `diffrax`. The implicit
 one solves equations of the size of a sample at every stage, with the Jacobian of the network: for small states
-alone.
+alone. Of its evaluations one a stage is counted, and not those of Newton's iterations.
 
 Source: Song et al. 2021, sec. 4.3 and appendix D.
 """
@@ -20,7 +20,7 @@ import numpy as np
 
 from score_sde.errors import Checks, UserError
 from score_sde.samplers.base import Carry, Grid, Plan, Solver
-from score_sde.sde import METHODS, SDE, Process, integrate
+from score_sde.sde import IMPLICIT, METHODS, SDE, Process, integrate
 from score_sde.typing import Condition, Keys
 
 VARIABLES = ("t", "log_sigma_bar")
@@ -62,6 +62,10 @@ class ProbabilityFlowODE(Solver):
     @property
     def evaluations_per_step(self) -> None:
         return None
+
+    @property
+    def counts_evaluations(self) -> bool:
+        return self.method not in IMPLICIT
 
     def check_process(self, sde: Process) -> None:
         super().check_process(sde)

@@ -22,6 +22,7 @@ METHODS: dict[str, Callable[[], diffrax.AbstractRungeKutta]] = {
     "dopri8": diffrax.Dopri8,
     "kvaerno5": diffrax.Kvaerno5,  # implicit: solves equations of the state's size at every stage
 }
+IMPLICIT = frozenset({"kvaerno5"})  # whose Newton iterations `diffrax` does not count
 FIRST_STEP = 0.01  # of the interval; a first step that is too long is rejected and shortened
 
 
