@@ -27,7 +27,6 @@ FIRST_STEP = 0.01  # of the interval; a first step that is too long is rejected 
 
 
 RATIO = 2**0.25  # of lengths of steps; less than a rejected step is shortened by
-MOST_GROWTH = 2.0  # of a step; what is left of an error that would allow more is rounding
 
 
 class _Steps(diffrax.AbstractAdaptiveStepSizeController):
@@ -74,13 +73,15 @@ def integrate(
     rtol: float,
     atol: float,
     method: str = "tsit5",
+    most_growth: float = 10.0,
     max_steps: int = 4096,
 ) -> Solution:
     """Integrates dy/dt = vector_field(t, y, arguments) from t_0 to t_1 (either order).
 
-    y_0 and arguments have a leading batch axis; vector_field sees one sample. method: a row of `METHODS`. A sample that
-    needs more than max_steps steps, or turns non-finite, comes back as NaN and `failed`. Of an implicit method an
-    evaluation is counted a stage; those of Newton's iterations and of its Jacobian come on top.
+    y_0 and arguments have a leading batch axis; vector_field sees one sample. method: a row of `METHODS`.
+    most_growth: of a step from one to the next. A sample that needs more than max_steps steps, or turns non-finite,
+    comes back as NaN and `failed`. Of an implicit method an evaluation is counted a stage; those of
+    Newton's iterations and of its Jacobian come on top.
     """
     # "First same as last": an attempted step takes its first stage from the step before. Before any step was accepted
     # there is none before: each attempt at the first step evaluates all stages.
@@ -88,7 +89,7 @@ def integrate(
     tableau = solver.tableau
     assert isinstance(tableau, diffrax.ButcherTableau)
     stages = tableau.num_stages - int(tableau.fsal)
-    controller = diffrax.PIDController(rtol=rtol, atol=atol, factormax=MOST_GROWTH)
+    controller = diffrax.PIDController(rtol=rtol, atol=atol, factormax=most_growth)
 
     def solve(y, args):
         solution = diffrax.diffeqsolve(
