@@ -21,6 +21,7 @@ from score_sde.experiment.comparison.plots import pareto
 from score_sde.oracles import gaussian
 from score_sde.samplers import SOLVERS, Sampler
 from score_sde.sde import VP
+from score_sde.training.interrupt import Interrupted, StopRequest
 from tests import program
 
 SMALL = (
@@ -80,7 +81,7 @@ def test_steps_are_the_most_that_a_budget_allows(name, last):
         s := Sampler(solver=SOLVERS[name](), grid="karras", last=last, steps=steps), s.plan(sde)
     )
     for budget in (1, 2, 3, 5, 10, 31):
-        cell = at_budget(name, sampler, sde, budget)
+        cell = at_budget(name, sampler, sde, budget, StopRequest())
         if cell.skipped:
             assert spent(1) > budget
             assert f"one step takes {spent(1)} evaluations" in cell.skipped
@@ -90,8 +91,51 @@ def test_steps_are_the_most_that_a_budget_allows(name, last):
 
 def test_a_grid_that_has_too_few_steps_is_a_skipped_cell():
     sde = VP(t_min=0.9999, T=1.0)
-    cell = at_budget("ddim", Sampler(solver=SOLVERS["ddim"]()), sde, 100_000)
+    cell = at_budget("ddim", Sampler(solver=SOLVERS["ddim"]()), sde, 100_000, StopRequest())
     assert "float32 tells apart" in cell.skipped
+
+
+def test_steps_of_a_budget_are_found_by_few_plans(monkeypatch):
+    """Restarts that cost a thousand steps; and a signal ends the search."""
+    restart, sde, counted = SOLVERS["restart"](repeats=(200,)), VP(t_min=1e-3), []
+    plan = Sampler.plan
+    monkeypatch.setattr(Sampler, "plan", lambda *arguments: (counted.append(1), plan(*arguments))[1])
+    cell = at_budget("restart", Sampler(solver=restart, grid="log_snr"), sde, 1500, StopRequest())
+    assert cell.sampler.steps == 150  # of 2, and the restarts' 200 · 3 · 2
+    assert len(counted) < 6
+    stop = StopRequest()
+    stop.requested = "SIGTERM"
+    with pytest.raises(Interrupted):
+        at_budget("restart", Sampler(solver=restart), sde, 1500, stop)
+
+
+def test_times_of_ones_own_are_reported_as_such(tmp_path):
+    mine = ("--config.samplers.mine.solver=heun", "--config.samplers.mine.times=0.9,0.5,0.01")
+    compare(tmp_path, *ON_RING, "--config.compare.samplers=mine", "--config.compare.seeds=1", *mine)
+    (row,) = report_of(tmp_path)["cells"]
+    assert (row["grid"], row["steps"], row["evaluations"]) == ("times", 2, 4)
+    folder = tmp_path / "reports" / "compare"
+    page, plots = (folder / "report.html").read_text(), list(folder.glob("*.png"))
+    assert page.count("data:image/png") == len(plots) + 1 + 2
+    assert 'alt="mine at its times"' in page
+    (line,) = csv.DictReader((folder / "compare.csv").open())
+    assert (line["grid"], line["steps"]) == ("times", "2")
+
+
+def test_where_evaluations_are_not_all_counted_they_are_not_compared_by(tmp_path):
+    """Those of Newton's iterations: the report says so, and ranks the cell by its seconds alone."""
+    names = ("--config.compare.samplers=implicit,ddim", "--config.compare.nfe=1", "--config.compare.seeds=1")
+    solver = ("--config.samplers.implicit.solver=ode", "--config.samplers.implicit.method=kvaerno5")
+    settings = (*ON_RING, *names, *solver, "--config.samplers.ddim.last=none", "--config.compare.tolerance_factors=100")
+    compare(tmp_path, *settings)
+    report = report_of(tmp_path)
+    row = row_of(report, "implicit", "tol x 100")
+    assert (row["status"], row["all_counted"]) == ("done", False)
+    assert row["scores"]["frechet"]["mean"] < row_of(report, "ddim", 1)["scores"]["frechet"]["mean"]
+    assert row["pareto"]
+    assert all(front.endswith("by seconds") for front in row["pareto"])
+    assert f"≥ {row['evaluations']:.4g}" in (tmp_path / "reports" / "compare" / "report.html").read_text()
+    compare(tmp_path, *settings, "--config.compare.samplers=implicit")  # nothing to plot by NFE
 
 
 def test_every_cell_is_in_the_report(ring):

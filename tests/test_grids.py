@@ -159,9 +159,30 @@ def test_grids_from_a_later_start(sde, grid):
         return
     start = 0.5 * sde.T if sde.step_times is None else float(sde.step_times[len(sde.step_times) // 2])
     t = times(sde, grid, 8, start)
-    assert t[0] == pytest.approx(start) or (grid == "leading" and t[0] < start)
+    assert t[0] == pytest.approx(start)
     assert len(t) == 9
     assert np.all(np.diff(t.astype(np.float32)) < 0)
+
+
+BEGIN_BELOW = [
+    (DDPM(), "leading", 0.5003, [0.5003, 0.401, 0.301, 0.201, 0.101, 0.001]),
+    (DDPM(), "trailing", 0.5003, [0.5003, 0.5, 0.375, 0.25, 0.125, 0.001]),
+    (DDPM(), "leading", 1.0, [1.0, 0.801, 0.601, 0.401, 0.201, 0.001]),
+    (VE(sigma_max=1000.0), "edm", 0.95, None),
+]
+
+
+@pytest.mark.parametrize(("sde", "grid", "start", "known"), BEGIN_BELOW)
+def test_a_start_that_is_given_is_where_the_grid_begins(sde, grid, start, known):
+    """Where the grid by itself would begin lower, with a step from the start to there."""
+    t = times(sde, grid, 5, start)
+    assert t[0] == start
+    assert len(t) == 6
+    if known is not None:
+        np.testing.assert_allclose(t, known, atol=1e-9)
+    else:
+        assert levels(sde, t[1:2], "sigma_bar")[0] == pytest.approx(80)
+    np.testing.assert_array_equal(times(sde, grid, 1, start), [start, t[-1]])
 
 
 @pytest.mark.parametrize("start", [1.1, 0.0, -1.0, float("nan")])
@@ -176,6 +197,8 @@ def test_times_of_ones_own():
     np.testing.assert_array_equal(times(VP(), "karras", 50, 0.68, times=mine), [0.68, 0.65, 0.1])
     np.testing.assert_array_equal(times(VP(), "karras", 50, 0.7, times=mine), [0.7, 0.65, 0.1])
     np.testing.assert_array_equal(times(VP(), "karras", 50, times=(0.7, 0.1)), [0.7, 0.1])
+    with pytest.raises(UserError, match=r"start at 0\.8, and times begin at 0\.7, below it"):
+        times(VP(), "karras", 50, 0.8, times=(0.7, 0.1))
 
 
 @pytest.mark.parametrize("grid", [[1.0], [0.1, 1.0], [1.0, 0.5, 0.5, 0.1], [1.0, 1.0 - 1e-12], [1.0, float("nan")]])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 
 import jax
@@ -13,7 +14,7 @@ from PIL import Image
 from score_sde import build
 from score_sde.data import SOURCES
 from score_sde.errors import UserError
-from score_sde.experiment import sample
+from score_sde.experiment import compare, sample
 from score_sde.experiment.label import Label
 from score_sde.likelihood import decode, encode, slerp
 from score_sde.schema import Text, convert
@@ -60,8 +61,8 @@ def run(workdir, mode, *overrides):
     assert program.main(program.flags(workdir, mode, *LABELLED, *overrides)) == 0
 
 
-def experiment(workdir):
-    pairs = dict(flag.removeprefix("--config.").split("=", 1) for flag in LABELLED)
+def experiment(workdir, *overrides):
+    pairs = dict(flag.removeprefix("--config.").split("=", 1) for flag in (*LABELLED, *overrides))
     return build.build(build.load_config(str(program.CONFIG)), pairs, workdir, "")
 
 
@@ -175,6 +176,41 @@ def test_a_label_that_the_network_does_not_take_is_refused(classes, label, words
     assert program.main(program.flags(tmp_path / "new", "train", *program.TINY, *overrides)) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+class TestCompare:
+    """A cell is of the label that its command samples with."""
+
+    SMALL = (
+        *("--config.compare.samplers=ddim", "--config.compare.nfe=2", "--config.compare.seeds=1"),
+        *(
+            "--config.compare.num_samples=16",
+            "--config.compare.batch_size=16",
+            "--config.evaluation.metrics=frechet_pixels",
+        ),
+    )
+
+    def cells(self, workdir):
+        folder = workdir / "reports" / "compare" / "cells"
+        return [arrays["preview"] for arrays in map(np.load, sorted(folder.glob("*.npz"))) if "preview" in arrays]
+
+    def test_the_label_is_that_of_the_config(self, workdir, capsys):
+        run(workdir, "compare", *self.SMALL, *ALL)
+        (preview,) = self.cells(workdir)
+        report = json.loads((workdir / "reports" / "compare" / "compare.json").read_text())
+        _, _, *command = shlex.split(report["cells"][0]["command"])
+        assert program.main(command) == 0
+        arrays = np.load(workdir / "samples" / "ddim_2.npz")
+        np.testing.assert_array_equal(arrays["label"], np.arange(16) % 10)
+        np.testing.assert_allclose(arrays["samples"], preview, atol=1e-5)
+        assert "compare: without labels" not in capsys.readouterr().out
+        built = experiment(workdir, *self.SMALL)
+        untrained = dataclasses.replace(built, training=dataclasses.replace(built.training, label_drop=0.0))
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            compare.run(untrained, StopRequest())
+        assert "compare: without labels" in capsys.readouterr().out
+        first, second = self.cells(workdir)
+        assert np.all(farthest(first, second) > 1e-3)
 
 
 class TestCoding:

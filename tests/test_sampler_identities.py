@@ -213,6 +213,36 @@ def test_sde_dpm_solver_pp_2m_is_the_papers_algorithm(sde):
     np.testing.assert_allclose(outcome(solver_of("sde_dpmpp_2m"), sde)[0], x, rtol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["dpmpp_3m", "sde_dpmpp_3m"])
+@pytest.mark.parametrize("form", ["midpoint", "taylor"])
+@pytest.mark.parametrize("sde", MILD.values(), ids=MILD)
+def test_dpm_solver_pp_3m_as_published_codes_have_it(sde, form, name):
+    """With compat and a cheap start; and the second step by `form`, midpoint in diffusers and taylor in k-diffusion.
+
+    k-diffusion's loop (`sample_dpmpp_3m_sde`, eta = 0) in y = x/α, with h = log(σ̄_t/σ̄_s), r_0 and r_1 the lengths of
+    the last two steps over h, and φ_2 = (e^{−h} − 1)/h + 1, φ_3 = φ_2/h − ½:
+
+        y ← e^{−h} y + (1 − e^{−h}) D + φ_2 D′ − φ_3 D″,   a = (D − D_1)/r_0,   b = (D_1 − D_2)/r_1,
+        D′ = a + (a − b) r_0/(r_0 + r_1),   D″ = (a − b)/(r_0 + r_1)
+    """
+    way = levels(sde)
+    y, data, lengths = way[0].sigma * POINTS / way[0].alpha, [], []
+    for t, s in itertools.pairwise(way):
+        data = [solving.bimodal(t.alpha * y, t), *data][:3]
+        h = np.log(t.sigma_bar / s.sigma_bar)
+        y = np.exp(-h) * y - np.expm1(-h) * data[0]
+        phi_2 = np.expm1(-h) / h + 1
+        if len(data) == 2:
+            y = y + (phi_2 if form == "taylor" else -0.5 * np.expm1(-h)) * (data[0] - data[1]) * h / lengths[0]
+        if len(data) == 3:
+            r_0, r_1 = lengths[0] / h, lengths[1] / h
+            a, b = (data[0] - data[1]) / r_0, (data[1] - data[2]) / r_1
+            y = y + phi_2 * (a + (a - b) * r_0 / (r_0 + r_1)) - (phi_2 / h - 0.5) * (a - b) / (r_0 + r_1)
+        lengths = [h, *lengths]
+    options = {"compat": True, "start": "cheap", "form": form} | ({"eta": 0.0} if name == "sde_dpmpp_3m" else {})
+    np.testing.assert_allclose(outcome(solver_of(name, options), sde)[0], way[-1].alpha * y, rtol=1e-9, atol=1e-12)
+
+
 def test_edm_with_churn_is_the_papers_algorithm():
     """Algorithm 2 of Karras et al. 2022 on σ_t = t: γ, the noise, Euler and its correction."""
     sde = EDM()

@@ -90,11 +90,11 @@ def test_samples_of_a_mixture(solver):
 def test_langevin_keeps_a_gaussian_up_to_its_step(sde):
     """On N(0, v) in many dimensions |score|² ≈ D/v, so that x → (1 − 2r²c) x + 2r√(c v) z, c = (α_t/α_s)².
 
-    From variance v the move leads to v ((1 − 2r²c)² + 4r²c) = v (1 + 4 r⁴ c²).
+    From variance v the move leads to v ((1 − 2r²c)² + 4r²c) = v (1 + 4 r⁴ c²). Without predictor it is made at s.
     """
     t, s, r, values = 0.5 * sde.T, 0.45 * sde.T, 0.16, 1024
     solver = solver_of("pc", {"predictor": "none", "snr": r})
-    std = solving.marginal(sde, t, 0.0, STD)[1]
+    std = solving.marginal(sde, s, 0.0, STD)[1]
     denoiser = oracles.gaussian(0.0, STD, (1,)).denoiser(sde)  # broadcasts
     x = std * np.random.default_rng(0).normal(size=(64, values))
     # One step of the grid is one move, whose draws are a function of the plan and the keys.
@@ -106,6 +106,27 @@ def test_langevin_keeps_a_gaussian_up_to_its_step(sde):
     assert abs(moved.var() / std**2 / (1 + 4 * r**4 * c**2) - 1) < 5 * np.sqrt(2 / moved.size)
     gain = np.mean(moved * x) / np.mean(x**2)
     assert abs(gain - (1 - 2 * r**2 * c)) < 5 * 2 * r / np.sqrt(moved.size) + 2e-3  # |score|² is D/v to √(2/1024)/√64
+
+
+@pytest.mark.parametrize(("process", "last"), [("vp", "none"), ("ve", "none"), ("ve", "denoise")])
+def test_langevin_alone_ends_at_the_last_level(process, last):
+    """Annealed Langevin dynamics on narrow data: what is left is noise of the level t_min, and D takes it out there.
+
+    A move x → (1 − h/v) x + √(2h) z, h = 2 c (r σ)², leaves v/(1 − h/(2v)) on a Gaussian of variance v; c that of the
+    last step.
+    """
+    sde, r, narrow = MILD[process], 0.16, 0.02
+    solver = solver_of("pc", {"predictor": "none", "corrector": "annealed_langevin", "corrector_steps": 100, "snr": r})
+    denoiser = oracles.gaussian(0.0, narrow, (1024,)).denoiser(sde)
+    plan = solving.plan_of(solver, sde, "log_snr", 4)
+    drive = jax.jit(lambda plan, x: run(solver, denoiser, plan, x, keys_of(16), last=last))
+    samples = drive(plan, jnp.full((16, 1024), 0.1, jnp.float32))
+    before, end = solving.Schedule.of(sde).at(Sampler(solver=solver, grid="log_snr", steps=4).times_of(sde)[-2:])
+    v = (end.alpha * narrow) ** 2 + end.sigma**2
+    h = 2 * (before.alpha / end.alpha) ** 2 * (r * end.sigma) ** 2
+    expected = np.sqrt(v / (1 - h / (2 * v))) * (end.alpha * narrow**2 / v if last == "denoise" else 1)
+    assert np.std(samples.x) == pytest.approx(expected, rel=5 / np.sqrt(2 * samples.x.size))
+    np.testing.assert_array_equal(samples.evaluations, 400 + (last == "denoise"))
 
 
 # --- adaptive SDE ----------------------------------------------------------------------------------------------------

@@ -54,6 +54,10 @@ NAN = float("nan")
         ("restart", {"low": (0.5,)}, "0 < low < high"),
         ("restart", {"restart_steps": (0,)}, "restart_steps"),
         ("restart", {"repeats": (-1,)}, "repeats"),
+        ("restart", {"repeats": (1001,)}, "repeats must lie in"),
+        ("restart", {"restart_steps": (1001,)}, "restart_steps must lie in"),
+        ("restart", {"restart_steps": (101,), "repeats": (100,)}, "must come to 10000 at most, not 10100"),
+        ("pc", {"corrector_steps": 1001}, "corrector_steps must lie in"),
     ],
 )
 def test_bad_options_are_refused(name, options, named):

@@ -24,8 +24,9 @@ OVER = 0.35  # a claim is not too modest either
 
 ORDERED = [case for case in solving.CASES if solver_of(*case).convergence is not None]
 STRONG = [case for case in ORDERED if not solver_of(*case).stochastic]
+RESTART = {"low": (0.3,), "high": (1.0,)}
 WEAK = [
-    (name, {**options, "restart_steps": (16,), "low": (0.3,), "high": (1.0,)} if name == "restart" else options)
+    (name, options)
     for name, options in ORDERED
     if solver_of(name, options).stochastic and isinstance(solver_of(name, options), LinearSolver)
 ]
@@ -142,14 +143,26 @@ def test_weak_order_on_a_gaussian(name, options, sde):
     solver, steps, errors = solver_of(name, options), (128, 256), []
     start, end = (solving.marginal(sde, t) for t in (sde.T, sde.t_min))
     for count in steps:
-        if name == "restart":  # whose intervals have steps of their own
-            solver = solver_of(name, {**options, "restart_steps": (count // 4,)})
         output = solving.law(solving.plan_of(solver, sde, "log_snr", count), sde, *start)
         errors.append(np.abs(np.subtract(output, end)))
     for before, after in np.transpose(errors):
         if before > 1e-12:  # some are exact
             measured = slope([before, after], steps)
             assert measured > solver.convergence - SHORT, (measured, errors)
+
+
+def test_restart_has_an_order_only_if_its_own_steps_grow_with_the_runs():
+    sde, steps = MILD["vp"], (128, 256)
+    start, end = (solving.marginal(sde, t) for t in (sde.T, sde.t_min))
+
+    def std_error(count: int, own_steps: int) -> float:
+        solver = solver_of("restart", {**RESTART, "restart_steps": (own_steps,)})
+        return abs(solving.law(solving.plan_of(solver, sde, "log_snr", count), sde, *start)[1] - end[1])
+
+    assert solver_of("restart", RESTART).convergence is None
+    assert solver_of("restart", {"repeats": (0,)}).convergence == 2
+    assert abs(slope([std_error(count, 3) for count in steps], steps)) < 0.2
+    assert slope([std_error(count, count // 4) for count in steps], steps) > 2 - SHORT
 
 
 ADAPTIVE = [name for name in SOLVERS if solving.is_adaptive(solver_of(name)) and not solver_of(name).stochastic]

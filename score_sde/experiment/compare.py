@@ -14,6 +14,7 @@ from score_sde.experiment.base import Experiment
 from score_sde.experiment.comparison import problem, report
 from score_sde.experiment.comparison.bench import Bench, Result
 from score_sde.experiment.comparison.cells import Cell, all_cells, samplers_of
+from score_sde.experiment.sample import say_if_untrained
 from score_sde.rng import SEEDS
 from score_sde.training.interrupt import Interrupted, StopRequest
 from score_sde.writers import Progress, say
@@ -47,10 +48,12 @@ def needs_checkpoint(experiment: Experiment) -> bool:
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """Every cell that is not finished yet, and the report of all."""
     experiment, what = problem.build(experiment)
+    if not experiment.compare.oracle:
+        say_if_untrained(experiment, "compare")
     folder = experiment.workdir.reports / "compare" / "cells"
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(experiment, what, folder, stop)
-    cells = all_cells(experiment)
+    cells = all_cells(experiment, stop)
     results = _run_cells(bench, cells, stop)
     say(report.write(experiment, bench, cells, results, folder.parent))
     if not any(result.record["status"] == "done" for result in results):

@@ -42,16 +42,20 @@ def generate(experiment: Experiment, step: int, params: Params, stop: StopReques
 
     experiment, step, params: as `Experiment.restore` gives them.
     """
-    if experiment.conditional and experiment.sampling.label == UNLABELLED and not experiment.training.label_drop:
-        say(
-            "sample: without labels, which training.label_drop=0 has not trained; set sampling.label to all or a number"
-        )
+    say_if_untrained(experiment, "sample")
     for name, sampler in experiment.samplers.items():
         record = record_of(experiment, step, name)
         if read(experiment, name, record) is not None:
             say(f"sample: {name} is done")
             continue
         _run_one(experiment, name, sampler, params, record, stop)
+
+
+def say_if_untrained(experiment: Experiment, mode: str) -> None:
+    """Says that samples without labels are asked of a network that has never gone without."""
+    if experiment.conditional and experiment.sampling.label == UNLABELLED and not experiment.training.label_drop:
+        remedy = "set sampling.label to all or a number"
+        say(f"{mode}: without labels, which training.label_drop=0 has not trained; {remedy}")
 
 
 def record_of(experiment: Experiment, step: int, name: str) -> dict[str, Any]:
@@ -117,7 +121,8 @@ def _run_one(
     discard(folder)
     order = sampler.solver.convergence
     kind = "" if order is None else f", order {order:g}{' (weak)' if sampler.solver.stochastic else ''}"
-    say(f"sample: {name}: {total} samples, {arrays['evaluations'].mean():.0f} evaluations each, {seconds:.1f} s{kind}")
+    spent = f"{'' if sampler.solver.counts_evaluations else 'at least '}{arrays['evaluations'].mean():.0f}"
+    say(f"sample: {name}: {total} samples, {spent} evaluations each, {seconds:.1f} s{kind}")
 
 
 def _compile(experiment: Experiment, sampler: Sampler, params: Params, plan: Plan):

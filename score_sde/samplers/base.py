@@ -117,6 +117,11 @@ class Solver(abc.ABC):
     def evaluations_per_step(self) -> int | None:
         """Evaluations of the denoiser that one step costs, after the first few; None where it depends on the sample."""
 
+    @property
+    def counts_evaluations(self) -> bool:
+        """Whether the evaluations that a run reports are all that it makes, and not the least."""
+        return True
+
     def check_process(self, sde: Process) -> None:
         """Raises UserError where the solver cannot run on the process."""
         hint = "use euler_maruyama, pc, ddim, ode, …" if isinstance(sde, SDE) else "use sscs, sscs_midpoint or ode"

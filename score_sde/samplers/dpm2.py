@@ -2,7 +2,7 @@ r"""DPM-2 of Karras et al.'s and k-diffusion's code: the midpoint method in σ̄
 
 With y = x/α, dy/dσ̄ = ε̂, from σ̄_t to `down`, and back up to σ̄_s with noise,
 
-    down² = σ̄_s² − up²,   up = min(σ̄_s, η σ̄_s √(σ̄_t² − σ̄_s²)/σ̄_t)               (η = 0: down = σ̄_s)
+    up = η σ̄_s √(1 − q²),   down = √(σ̄_s² − up²) = σ̄_s √(1 − η² + η² q²),   q = σ̄_s/σ̄_t        (η = 0: down = σ̄_s)
     middle = √(σ̄_t down),   u = y + (middle − σ̄_t) ε̂_t,   y ← y + (down − σ̄_t) ε̂(u, middle) + up z
 
 The geometric middle is off the arithmetic one by O(h²), which keeps order 2. Adding noise is exact in law, so that with
@@ -24,8 +24,9 @@ from score_sde.samplers.schedule import Level, Schedule
 
 def down_and_up(sigma_bar_t: float, sigma_bar_s: float, eta: float) -> tuple[float, float]:
     """The level to integrate to, and the standard deviation of the noise that leads from it to σ̄_s."""
-    up = min(sigma_bar_s, eta * sigma_bar_s * math.sqrt(sigma_bar_t**2 - sigma_bar_s**2) / sigma_bar_t)
-    return math.sqrt(sigma_bar_s**2 - up**2), up
+    share = sigma_bar_s / sigma_bar_t
+    up = eta * sigma_bar_s * math.sqrt((1 - share) * (1 + share))
+    return sigma_bar_s * math.sqrt((1 - eta**2) + (eta * share) ** 2), up
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,9 @@ with noise and down again by `restart_steps` steps of a Karras grid, `repeats` t
 
     y ← y + √(high² − low²) z
 
+With `restart_steps` as they are, what the restarts' own steps leave stays however many steps the run has: with restarts
+a run has no order, unless their steps are made to grow with the run's, when it is Heun's 2.
+
 Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, algorithm 2; Xu et
 al., "Restart Sampling for Improving Generative Processes", 2023, algorithm 1.
 """
@@ -33,6 +36,7 @@ from score_sde.samplers.schedule import Level, Schedule
 SIGMA_BAR = runge_kutta.VARIABLES["sigma_bar"]
 HIGHEST_CHURN = math.sqrt(2) - 1
 RHO = 7.0  # of a restart's grid
+MOST, MOST_STEPS = 1000, 10_000  # of steps and of repeats, and of all steps of all restarts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,16 +102,22 @@ class Restart(LinearSolver):
             check.that(len(lengths) == 1, "low, high, restart_steps and repeats must have as many entries each")
             for low, high in zip(self.low, self.high, strict=False):
                 check.that(0 < low < high, f"0 < low < high must hold, not {low}, {high}")
-            check.that(all(steps >= 1 for steps in self.restart_steps), "restart_steps must be at least 1")
-            check.that(all(count >= 0 for count in self.repeats), "repeats must be at least 0")
+            check.that(
+                all(1 <= steps <= MOST for steps in self.restart_steps), f"restart_steps must lie in [1, {MOST}]"
+            )
+            check.that(all(0 <= count <= MOST for count in self.repeats), f"repeats must lie in [0, {MOST}]")
+            inside = sum(steps * count for steps, count in zip(self.restart_steps, self.repeats, strict=False))
+            check.that(
+                inside <= MOST_STEPS, f"restart_steps times repeats must come to {MOST_STEPS} at most, not {inside}"
+            )
 
     @property
     def stochastic(self) -> bool:
         return any(self.repeats)
 
     @property
-    def convergence(self) -> float:
-        return 2
+    def convergence(self) -> float | None:
+        return None if self.stochastic else 2
 
     @property
     def evaluations_per_step(self) -> int:

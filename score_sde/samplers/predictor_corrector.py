@@ -16,8 +16,11 @@ The original code takes the means of both norms over the batch, which `batch_nor
 batch that they are in.
 
 A move with a step that does not shrink with the grid leaves a bias of its own (on a Gaussian, of variance 1/(1 −
-r²)): with a corrector a run has no order. Without predictor ("none") x stays from t to s, and the moves do all the
-work, as in NCSN; `last="denoise"` then gives the denoised result.
+r²)): with a corrector a run has no order.
+
+Without predictor ("none") the moves do all the work, as in NCSN: x stays, and they are made at the level s, so that
+the last ones are at t_min and leave a state of that level; `last="denoise"` then gives the denoised result. x_T is
+a draw of the level T and needs none there.
 
 Source: Song et al. 2021, appendix G (algorithms 2–5); Song & Ermon 2019 for annealed Langevin dynamics.
 """
@@ -49,13 +52,15 @@ PREDICTORS: dict[str, LinearSolver | None] = {
     "probability_flow": EulerMaruyama(eta=0.0),
     "none": None,
 }
+MOST_MOVES = 1000
 CORRECTORS = ("langevin", "annealed_langevin", "none")
 
 
 class Row(NamedTuple):
-    """t and σ_t; (α_t/α_s)²; the number of the step; and the predictor's row, None without one."""
+    """t; the time of the moves, σ there; (α_t/α_s)²; the step's number; and the predictor's row, None without one."""
 
     t: Any
+    at: Any
     sigma: Any
     scale: Any
     number: Any
@@ -76,7 +81,8 @@ class PredictorCorrector(Solver):
         with Checks() as check:
             check.name("predictor", self.predictor, PREDICTORS)
             check.name("corrector", self.corrector, CORRECTORS)
-            check.that(self.corrector_steps >= 1, f"corrector_steps must be at least 1, not {self.corrector_steps}")
+            fits = 1 <= self.corrector_steps <= MOST_MOVES
+            check.that(fits, f"corrector_steps must lie in [1, {MOST_MOVES}], not {self.corrector_steps}")
             check.that(self.snr > 0, f"snr must be positive, not {self.snr}")
             idle = self.predictor == self.corrector == "none"
             check.that(not idle, "predictor and corrector are both 'none': nothing would be done")
@@ -113,10 +119,11 @@ class PredictorCorrector(Solver):
         column = lambda name: np.array([getattr(level, name) for level in levels])
         alpha, predictor = column("alpha"), PREDICTORS[self.predictor]
         inner = None if predictor is None else predictor.plan(sde, grid)
-        steps = len(grid) - 1
+        steps, moves = len(grid) - 1, slice(1, None) if predictor is None else slice(0, -1)
         row = Row(
             t=column("t")[:-1],
-            sigma=column("sigma")[:-1],
+            at=column("t")[moves],
+            sigma=column("sigma")[moves],
             scale=(alpha[:-1] / alpha[1:]) ** 2,
             number=np.arange(steps, dtype=np.int32),
             predictor=None if inner is None else jax.tree.map(lambda leaf: leaf[:steps], inner.rows),
@@ -143,7 +150,7 @@ class PredictorCorrector(Solver):
 
     def _move(self, denoiser: Denoiser, x: Data, row: Row, keys: Keys, condition: Condition) -> tuple[Data, Data]:
         """x and its mean after one move."""
-        score = denoiser.score(x, row.t * jnp.ones(len(x), x.dtype), condition)
+        score = denoiser.score(x, row.at * jnp.ones(len(x), x.dtype), condition)
         noise = rng.normal(keys, x.shape[1:], x.dtype)
         axes = tuple(range(1, x.ndim))
         norm = lambda value: jnp.sqrt(jnp.sum(value**2, axis=axes, keepdims=True))

@@ -13,6 +13,8 @@ from score_sde.samplers.grids import GRIDS, OWN_RHO, Span
 from score_sde.sde import SDE, Process
 from score_sde.typing import Condition, Data, Keys
 
+ROUNDING = 1e-6  # of T: times that are closer are the same
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
@@ -42,17 +44,35 @@ class Sampler:
         self.times_of(sde)
 
     def times_of(self, sde: Process, start: float | None = None) -> Grid:
-        """The grid. start: where sampling begins, T unless it is given."""
-        start = sde.T if start is None else start
-        if not sde.t_min < start <= sde.T:
-            raise UserError(f"sampling must start in (t_min, T] = ({sde.t_min}, {sde.T}], not at {start}")
-        if not self.times:
-            rho = self.rho or OWN_RHO.get(self.grid, 1.0)
-            return check_grid(GRIDS[self.grid](Span(sde, start, sde.t_min, self.steps, rho)))
+        """The grid. start: where it begins; unless given, at T, or lower where the grid does by itself.
+
+        A grid that would begin below a given start has its first step from there to where it would.
+        """
+        at = sde.T if start is None else start
+        if not sde.t_min < at <= sde.T:
+            raise UserError(f"sampling must start in (t_min, T] = ({sde.t_min}, {sde.T}], not at {at}")
+        if self.times:
+            return self._own_times(sde, start)
+        grid = self._times_between(sde, at, self.steps)
+        if start is not None and grid[0] < at - ROUNDING * sde.T:
+            rest = self._times_between(sde, at, self.steps - 1) if self.steps > 1 else grid[-1:]
+            grid = np.concatenate([[at], rest])
+        return check_grid(grid)
+
+    def _times_between(self, sde: Process, start: float, steps: int) -> Grid:
+        """The named grid with so many steps."""
+        return GRIDS[self.grid](Span(sde, start, sde.t_min, steps, self.rho or OWN_RHO.get(self.grid, 1.0)))
+
+    def _own_times(self, sde: Process, start: float | None) -> Grid:
+        """`times`, those before `start` left out."""
         grid = check_grid(np.asarray(self.times))
         if grid[-1] < sde.t_min or grid[0] > sde.T:
             raise UserError(f"times must lie in [t_min, T] = [{sde.t_min}, {sde.T}]")
-        return check_grid(np.concatenate([[start], grid[grid < start]]) if start < grid[0] else grid)
+        if start is None or start == grid[0]:
+            return grid
+        if start > grid[0]:
+            raise UserError(f"sampling is to start at {start}, and times begin at {grid[0]}, below it")
+        return check_grid(np.concatenate([[start], grid[grid < start]]))
 
     def plan(self, sde: Process, start: float | None = None) -> Plan:
         """What a run is told, computed on the host; learned parameters of the process must be bound, and known."""

@@ -11,7 +11,7 @@ from score_sde.sde.ddpm import DDPM
 from score_sde.sde.edm import EDM
 from score_sde.sde.formula import Formula
 from score_sde.sde.from_log_snr import FromLogSNR
-from score_sde.sde.integrate import METHODS, Solution, integrate
+from score_sde.sde.integrate import IMPLICIT, METHODS, Solution, integrate
 from score_sde.sde.options import Options
 from score_sde.sde.rectified_flow import RectifiedFlow
 from score_sde.sde.reverse import reverse
@@ -46,6 +46,7 @@ __all__ = [
     "CURVES",
     "DDPM",
     "EDM",
+    "IMPLICIT",
     "METHODS",
     "PROCESSES",
     "SDE",

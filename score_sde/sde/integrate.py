@@ -1,10 +1,13 @@
 r"""Adaptive integration of an ODE, every sample with step sizes of its own.
 
 One `diffrax` solve per sample under `vmap`, of Tsitouras' 5(4) pair unless another is named: a sample's result does not
-depend on the batch that it is in. Local error is controlled in the root-mean-square norm of one sample's state.
+depend on the batch that it is in. Local error is controlled in the root-mean-square norm of one sample's state. Steps
+are of the whole interval's length times a power of `RATIO`, so that what a program rounds otherwise for another batch
+changes no step, but for the rare one on the edge between two lengths, or between accepted and rejected.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,11 +22,15 @@ METHODS: dict[str, Callable[[], diffrax.AbstractRungeKutta]] = {
     "dopri8": diffrax.Dopri8,
     "kvaerno5": diffrax.Kvaerno5,  # implicit: solves equations of the state's size at every stage
 }
+IMPLICIT = frozenset({"kvaerno5"})  # whose Newton iterations `diffrax` does not count
 FIRST_STEP = 0.01  # of the interval; a first step that is too long is rejected and shortened
 
 
-class _CountFirstAttempts(diffrax.AbstractAdaptiveStepSizeController):
-    """A controller that also counts the attempts at the first step, the accepted one included."""
+RATIO = 2**0.25  # of lengths of steps; less than a rejected step is shortened by
+
+
+class _Steps(diffrax.AbstractAdaptiveStepSizeController):
+    """A controller of steps of few lengths, that counts the attempts at the first one, the accepted one included."""
 
     rtol: Any  # the controller's, from which an implicit method takes its own
     atol: Any
@@ -35,15 +42,17 @@ class _CountFirstAttempts(diffrax.AbstractAdaptiveStepSizeController):
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         t_next, state = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
-        return t_next, (state, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+        return t_next, (state, jnp.zeros((), jnp.int32), jnp.zeros((), bool), jnp.abs(t1 - t0))
 
     def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
-        state, attempts, started = controller_state
+        state, attempts, started, whole = controller_state
         attempts = attempts + jnp.where(started, 0, 1)
-        keep, *rest, state, result = self.controller.adapt_step_size(
+        keep, start, end, jump, state, result = self.controller.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, state
         )
-        return keep, *rest, (state, attempts, started | keep), result
+        power = jnp.round(jnp.log((end - start) / whole) / math.log(RATIO))
+        end = start + whole * RATIO**power
+        return keep, start, end, jump, (state, attempts, started | keep, whole), result
 
 
 class Solution(NamedTuple):
@@ -64,13 +73,15 @@ def integrate(
     rtol: float,
     atol: float,
     method: str = "tsit5",
+    most_growth: float = 10.0,
     max_steps: int = 4096,
 ) -> Solution:
     """Integrates dy/dt = vector_field(t, y, arguments) from t_0 to t_1 (either order).
 
-    y_0 and arguments have a leading batch axis; vector_field sees one sample. method: a row of `METHODS`. A sample that
-    needs more than max_steps steps, or turns non-finite, comes back as NaN and `failed`. Of an implicit method an
-    evaluation is counted a stage; those of Newton's iterations and of its Jacobian come on top.
+    y_0 and arguments have a leading batch axis; vector_field sees one sample. method: a row of `METHODS`.
+    most_growth: of a step from one to the next. A sample that needs more than max_steps steps, or turns non-finite,
+    comes back as NaN and `failed`. Of an implicit method an evaluation is counted a stage; those of
+    Newton's iterations and of its Jacobian come on top.
     """
     # "First same as last": an attempted step takes its first stage from the step before. Before any step was accepted
     # there is none before: each attempt at the first step evaluates all stages.
@@ -78,7 +89,7 @@ def integrate(
     tableau = solver.tableau
     assert isinstance(tableau, diffrax.ButcherTableau)
     stages = tableau.num_stages - int(tableau.fsal)
-    controller = diffrax.PIDController(rtol=rtol, atol=atol)
+    controller = diffrax.PIDController(rtol=rtol, atol=atol, factormax=most_growth)
 
     def solve(y, args):
         solution = diffrax.diffeqsolve(
@@ -89,7 +100,7 @@ def integrate(
             dt0=FIRST_STEP * (t_1 - t_0),
             y0=y,
             args=args,
-            stepsize_controller=_CountFirstAttempts(rtol, atol, controller.norm, controller),
+            stepsize_controller=_Steps(rtol, atol, controller.norm, controller),
             saveat=diffrax.SaveAt(t1=True, controller_state=True),
             adjoint=diffrax.ForwardMode(),
             max_steps=max_steps,
@@ -99,7 +110,7 @@ def integrate(
         failed = solution.result != diffrax.RESULTS.successful
         finite = jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), last))
         last = jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), last)
-        _, first_attempts, _ = solution.controller_state
+        _, first_attempts, _, _ = solution.controller_state
         evaluations = stages * solution.stats["num_steps"] + int(tableau.fsal) * first_attempts
         return Solution(last, evaluations, failed | ~finite)
 

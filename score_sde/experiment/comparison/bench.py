@@ -168,7 +168,8 @@ class Bench:
         problem, mesh = self.problem, self._experiment.mesh
 
         def sample(params: Any, plan: Plan, root: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-            result = sampler(problem.denoiser(params), plan, rng.for_samples(root, index), problem.shape)
+            denoiser, keys = problem.denoiser(params), rng.for_samples(root, index)
+            result = sampler(denoiser, plan, keys, problem.shape, problem.condition(index))
             failed = result.failed.reshape(-1, *(1,) * (result.x.ndim - 1))
             return jax.numpy.where(failed, jax.numpy.nan, result.x), result.evaluations
 

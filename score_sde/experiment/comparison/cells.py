@@ -13,6 +13,7 @@ from score_sde.errors import UserError
 from score_sde.experiment.base import Experiment
 from score_sde.samplers import SOLVERS, LinearSolver, Plan, Sampler, Solver
 from score_sde.sde import SDE, Process
+from score_sde.training.interrupt import StopRequest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,8 @@ def samplers_of(experiment: Experiment) -> dict[str, Sampler]:
     return chosen | {name: dataclasses.replace(chosen[name], grid=usual) for name in experiment.without_grid}
 
 
-def all_cells(experiment: Experiment) -> list[Cell]:
-    """One sampler after the other, each from few evaluations to many."""
+def all_cells(experiment: Experiment, stop: StopRequest) -> list[Cell]:
+    """One sampler after the other, each from few evaluations to many. Raises Interrupted after a signal."""
     compare, sde = experiment.compare, experiment.sampling_sde
     cells = []
     for name, sampler in samplers_of(experiment).items():
@@ -69,7 +70,7 @@ def all_cells(experiment: Experiment) -> list[Cell]:
         elif sampler.times:
             cells.append(Cell(name=name, sampler=sampler))
         else:
-            cells += [at_budget(name, sampler, sde, budget) for budget in sorted(compare.nfe)]
+            cells += [at_budget(name, sampler, sde, budget, stop) for budget in sorted(compare.nfe)]
     return cells
 
 
@@ -79,24 +80,33 @@ def _at_tolerance(name: str, sampler: Sampler, factor: float) -> Cell:
     return Cell(name=name, sampler=dataclasses.replace(sampler, solver=solver, steps=1), factor=factor)
 
 
-def at_budget(name: str, sampler: Sampler, sde: Process, budget: int) -> Cell:
-    """With as many steps as the budget allows; skipped where it allows none."""
+def at_budget(name: str, sampler: Sampler, sde: Process, budget: int, stop: StopRequest) -> Cell:
+    """With as many steps as the budget allows; skipped where it allows none.
+
+    From the most that there could be it goes down by as many as what is spent too much comes to, and up again by one
+    while that fits: what Restart spends does not rise with every step.
+    """
     per_step = sampler.solver.evaluations_per_step
     assert per_step is not None
-    most = (budget - (sampler.last == "denoise")) // per_step
-    least_spent = None
-    for steps in range(most, 0, -1):  # no search by halves: what Restart spends does not rise with every step
+
+    def spent(steps: int) -> int:
+        stop.check()
         at_steps = dataclasses.replace(sampler, steps=steps)
-        try:
-            least_spent = evaluations(at_steps, at_steps.plan(sde))
-        except UserError as error:
-            return Cell(name=name, sampler=at_steps, budget=budget, skipped=str(error))
-        if least_spent <= budget:
-            return Cell(name=name, sampler=at_steps, budget=budget)
-    one = dataclasses.replace(sampler, steps=1)
-    least_spent = least_spent or evaluations(one, one.plan(sde))
-    reason = f"one step takes {least_spent} evaluations"
-    return Cell(name=name, sampler=one, budget=budget, skipped=reason)
+        return evaluations(at_steps, at_steps.plan(sde))
+
+    steps = max(1, (budget - (sampler.last == "denoise")) // per_step)
+    try:
+        while (excess := spent(steps) - budget) > 0 and steps > 1:
+            steps = max(1, steps - max(1, excess // per_step))
+        if excess > 0:
+            reason = f"one step takes {budget + excess} evaluations"
+            return Cell(name=name, sampler=dataclasses.replace(sampler, steps=1), budget=budget, skipped=reason)
+        while excess <= -per_step and (excess := spent(steps + 1) - budget) <= 0:
+            steps += 1
+    except UserError as error:
+        at_steps = dataclasses.replace(sampler, steps=steps)
+        return Cell(name=name, sampler=at_steps, budget=budget, skipped=str(error))
+    return Cell(name=name, sampler=dataclasses.replace(sampler, steps=steps), budget=budget)
 
 
 def evaluations(sampler: Sampler, plan: Plan) -> int:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from score_sde.errors import UserError
 from score_sde.evaluation.exact import EXACT_METRICS, Law
@@ -18,6 +18,7 @@ from score_sde.experiment.base import Experiment
 from score_sde.experiment.pictures import grid
 from score_sde.oracles import ORACLES, Oracle
 from score_sde.sde import SDE, check_kind
+from score_sde.typing import Condition
 
 LAW_SAMPLES = 50_000  # or 10 for each that is judged, if those are more
 BASELINE_DRAWS = 5
@@ -51,13 +52,15 @@ class Measure(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """shape: of a sample. denoiser: of params. baseline: what data are called. preview: how many samples a picture
-    shows. fingerprint: of a piece of work on it."""
+    """shape: of a sample. denoiser: of params. condition: what it is told of samples, by their indices. baseline: what
+    data are called. preview: how many samples a picture shows. fingerprint: of a piece of work on it.
+    """
 
     title: str
     shape: tuple[int, ...]
     params: Any
     denoiser: Callable[[Any], Any]
+    condition: Callable[[Int[Array, "batch"]], Condition]
     measures: dict[str, Measure]
     baseline: str
     data: Batch
@@ -103,6 +106,7 @@ def of_oracle(experiment: Experiment) -> Problem:
         shape=oracle.shape,
         params=(),
         denoiser=lambda _: oracle.denoiser(sde),
+        condition=lambda index: None,
         measures=measures,
         baseline="exact samples",
         data=whole,
@@ -114,7 +118,7 @@ def of_oracle(experiment: Experiment) -> Problem:
 
 def of_checkpoint(experiment: Experiment, step: int, params: Any) -> Problem:
     """With the trained denoiser; samples are judged as `--mode=evaluate` does."""
-    levels, size = experiment.levels, experiment.compare.num_samples
+    levels, size, label = experiment.levels, experiment.compare.num_samples, experiment.sampling.label
     reference = Reference.of(experiment.train_records, experiment.test_records, levels.number, size)
     quantised = lambda batch: np.asarray(levels.quantise(jnp.asarray(batch, jnp.float32)))
 
@@ -136,12 +140,13 @@ def of_checkpoint(experiment: Experiment, step: int, params: Any) -> Problem:
         shape=experiment.source.shape,
         params=params,
         denoiser=experiment.sampling_denoiser,
+        condition=lambda index: experiment.condition(label.of_samples(index, experiment.network.settings.classes)),
         measures=measures,
         baseline="real test data",
         data=np.asarray(levels.place(jnp.asarray(images), 0.5 * jnp.ones(images.shape, jnp.float32))),
         preview=IMAGES,
         picture=lambda batch: grid(experiment.to_uint8(quantised(batch))),
-        fingerprint=lambda part: experiment.fingerprint(step, experiment.config["sampling_sde"], part),
+        fingerprint=lambda part: experiment.fingerprint(step, experiment.config["sampling_sde"], label, part),
     )
 
 

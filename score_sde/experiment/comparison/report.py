@@ -63,14 +63,16 @@ def figure(value: Any) -> str:
 
 
 def _row(experiment: Experiment, cell: Cell, record: Record) -> dict[str, Any]:
-    solver = cell.sampler.solver
+    sampler, solver = cell.sampler, cell.sampler.solver
     return {
         "sampler": cell.name,
         "at": cell.at,
         "budget": cell.budget,
         "tolerance_factor": cell.factor,
-        "steps": None if cell.skipped else cell.sampler.steps,
+        "grid": "times" if sampler.times else sampler.grid,
+        "steps": None if cell.skipped else len(sampler.times) - 1 if sampler.times else sampler.steps,
         "evaluations": record.get("evaluations"),
+        "all_counted": solver.counts_evaluations,
         "status": record["status"],
         "reason": record["reason"],
         "scores": {name: _named(pair) for name, pair in record.get("scores", {}).items()},
@@ -94,14 +96,19 @@ def _done(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["status"] == "done"]
 
 
+def _costing(rows: list[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
+    """Those done whose cost is known: not by evaluations where only some of them are counted."""
+    return [row for row in _done(rows) if cost != "evaluations" or row["all_counted"]]
+
+
 def _cost(row: dict[str, Any], cost: str) -> float:
     return row["evaluations"] if cost == "evaluations" else row["seconds"]["mean"]
 
 
 def _mark_fronts(rows: list[dict[str, Any]], bench: Bench) -> None:
-    done = _done(rows)
     for name, measure in bench.problem.measures.items():
         for cost in COSTS:
+            done = _costing(rows, cost)
             values = [row["scores"][name]["mean"] for row in done]
             for place in pareto([_cost(row, cost) for row in done], values, measure.better):
                 done[place]["pareto"].append(f"{name} by {COSTS[cost][1]}")
@@ -119,7 +126,7 @@ def _lines(rows: list[dict[str, Any]], key: str, cost: str) -> list[Line]:
     lines = []
     for name in dict.fromkeys(row["sampler"] for row in rows):
         value = lambda row: row["distance"] if key == "distance" else row["scores"][key]
-        own = [row for row in _done(rows) if row["sampler"] == name and value(row) is not None]
+        own = [row for row in _costing(rows, cost) if row["sampler"] == name and value(row) is not None]
         own.sort(key=lambda row: _cost(row, cost))
         stochastic = any(row["stochastic"] for row in rows if row["sampler"] == name)
         values = [value(row) for row in own]
@@ -136,11 +143,14 @@ def _plots(bench: Bench, rows: list[dict[str, Any]], reference: float | None) ->
         level = Level(bench.problem.baseline, measure.baseline.mean, measure.baseline.spread or 0.0)
         for cost, (title, short) in COSTS.items():
             lines = _lines(rows, name, cost)
+            if not any(line.cost for line in lines):
+                continue
             plots[f"{name}_{short}"] = plot(lines, level, x=title, y=measure.title, better=measure.better)
     if reference is not None:
         level = Level("how well it is known", reference, 0.0)
         lines, y = _lines(rows, "distance", "evaluations"), "RMS distance to the converged solution"
-        plots["distance_nfe"] = plot(lines, level, x=COSTS["evaluations"][0], y=y, better="lower", front=False)
+        if any(line.cost for line in lines):
+            plots["distance_nfe"] = plot(lines, level, x=COSTS["evaluations"][0], y=y, better="lower", front=False)
     return plots
 
 
@@ -172,7 +182,7 @@ def _best(bench: Bench, rows: list[dict[str, Any]], budgets: list[int]) -> list[
     """At each budget and for each metric the best of the cells that spent no more."""
     table = []
     for budget in budgets:
-        able = [row for row in _done(rows) if row["evaluations"] <= budget]
+        able = [row for row in _costing(rows, "evaluations") if row["evaluations"] <= budget]
         best = {}
         for name, measure in bench.problem.measures.items() if able else ():
             sign = 1 if measure.better == "lower" else -1
@@ -184,7 +194,7 @@ def _best(bench: Bench, rows: list[dict[str, Any]], budgets: list[int]) -> list[
 
 def _csv(bench: Bench, rows: list[dict[str, Any]]) -> str:
     """One line a cell; a figure with a spread is two columns."""
-    plain = ["sampler", "budget", "tolerance_factor", "steps", "evaluations", "status", "reason"]
+    plain = ["sampler", "budget", "tolerance_factor", "grid", "steps", "evaluations", "all_counted", "status", "reason"]
     after = ["images_per_second", "compile_seconds", "program_of", "memory_bytes", "device_peak_bytes"]
     after += ["stochastic", "order", "command"]
     spread = [*bench.problem.measures, "distance", "seconds"]
