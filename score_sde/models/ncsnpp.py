@@ -87,7 +87,8 @@ class NCSNppModule(nnx.Module):
     def _build_down(self, settings: NCSNpp, height: int, inputs: int, rngs: nnx.Rngs) -> tuple[int, list[int]]:
         """The way down. Returns the channels at its end and those of all skip connections."""
         width, channels, pyramid = settings.channels, settings.channels, inputs
-        skips, down, join = [width], [], []
+        skips, down = [width], []
+        join: list[Any] = []
         for level, multiplier in enumerate(settings.channel_multipliers):
             blocks, attention = [], []
             for _ in range(settings.blocks_per_resolution):
@@ -179,7 +180,7 @@ class NCSNppModule(nnx.Module):
         h, skips = self._down(self.condition.with_image(self.settings.to_centre(x), condition), run, attended)
         h = attended(self.middle_attention, run(self.middle_in, h))
         h, pyramid = self._up(run(self.middle_out, h), skips, run, attended)
-        output = pyramid if self.settings.progressive == "output_skip" else self.tail(h)
+        output = self.tail(h) if pyramid is None or self.settings.progressive == "residual" else pyramid
         return self._scaled(output.astype(jnp.float32), noise_condition)
 
     def _scaled(self, output: Image, noise_condition: Float[Array, "batch"]) -> Image:
@@ -232,15 +233,16 @@ class NCSNppModule(nnx.Module):
 
     def _embedding(self, noise_condition: Float[Array, "batch"], condition: Condition) -> Embedding | None:
         """swish of the embedding, which is all that the blocks use of it."""
-        settings, batch = self.settings, len(noise_condition)
-        told: Any = self.condition.features(condition, batch)
-        if settings.noise_conditional:
-            if settings.embedding == "positional":
-                features = positional_embedding(noise_condition, settings.widths[0])
-            else:
-                log = settings.embedding == "log_fourier"
-                features = self.fourier(jnp.log(noise_condition) if log else noise_condition)
-            if settings.condition_first:
-                features, told = features + jnp.asarray(told, jnp.float32), 0.0
-            told = self.embed_out(jax.nn.swish(self.embed_in(features))) + told
-        return None if isinstance(told, float) else jax.nn.swish(told)
+        settings = self.settings
+        if not settings.noise_conditional:
+            told = self.condition.features(condition, len(noise_condition))
+            return None if told is None else jax.nn.swish(told)
+        if settings.embedding == "positional":
+            features = positional_embedding(noise_condition, settings.widths[0])
+        else:
+            log = settings.embedding == "log_fourier"
+            features = self.fourier(jnp.log(noise_condition) if log else noise_condition)
+        if settings.condition_first:
+            features = self.condition.add_to(features, condition)
+        embedding = self.embed_out(jax.nn.swish(self.embed_in(features)))
+        return jax.nn.swish(embedding if settings.condition_first else self.condition.add_to(embedding, condition))

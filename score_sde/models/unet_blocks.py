@@ -143,9 +143,9 @@ class Attention(nnx.Module):
         dtype = DTYPES[settings.dtype]
         self.norm = GroupNorm(channels, groups=settings.groups or None, dtype=dtype)
         # Three projections of fan-out C in one of 3C: twice the scale makes the variance that of each.
-        axes = {"scale": 2 * SMALL_SCALE, "axes": ("in", "heads")}
-        self.query_key_value = dense(channels, 3 * channels, **axes, dtype=dtype, rngs=rngs)
-        self.output = dense(channels, channels, scale=0.0, axes=("heads", "out"), dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        self.query_key_value = dense(channels, 3 * channels, scale=2 * SMALL_SCALE, axes=("in", "heads"), **options)
+        self.output = dense(channels, channels, scale=0.0, axes=("heads", "out"), **options)
         self.rescale = math.sqrt(0.5) if settings.skip_rescale else 1.0
 
     def __call__(self, x: Image) -> Image:
@@ -168,8 +168,8 @@ class Block(nnx.Module):
         self.norm_in = GroupNorm(in_channels, groups=groups, dtype=dtype)
         options: dict[str, Any] = {"dimensions": settings.dimensions, "dtype": dtype, "rngs": rngs}
         self.conv_in = conv(in_channels, out_channels, 3, **options)
-        told = settings.noise_conditional or settings.classes or settings.vector_features or settings.augment_features
-        self.embedding = dense(settings.widths[1], out_channels, dtype=dtype, rngs=rngs) if told else None
+        if settings.noise_conditional or settings.has_features:
+            self.embedding = dense(settings.widths[1], out_channels, dtype=dtype, rngs=rngs)
         self.norm_out = GroupNorm(out_channels, groups=groups, dtype=dtype)
         self.dropout = nnx.Dropout(settings.dropout)
         self.conv_out = conv(out_channels, out_channels, 3, scale=0.0, **options)
@@ -180,7 +180,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Image, embedding: Embedding | None, *, train: bool, rng: jax.Array | None) -> Image:
         h = self.conv_in(self._resampled(jax.nn.swish(self.norm_in(x))))
-        if self.embedding is not None:
+        if embedding is not None:
             h = h + across(self.embedding(embedding), h.ndim)
         h = jax.nn.swish(self.norm_out(h))
         h = self.conv_out(self.dropout(h, deterministic=not train, rngs=rng))
@@ -198,6 +198,7 @@ class Block(nnx.Module):
             return self.skip(self._resampled(x))
         # A linear map of the channels and resampling commute, and the map costs a quarter before it. The offset does
         # not, since a filter sees zeros outside of the image.
+        assert self.skip.bias is not None
         offset = across(self.skip.bias[...][None].astype(x.dtype), x.ndim)
         return self._resampled(self.skip(x) - offset) + offset
 
