@@ -7,10 +7,10 @@ values of the tensors are those of `weight`.
 import dataclasses
 import functools
 import json
-import types
 import zlib
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,6 +21,8 @@ from score_sde.models import Network
 from score_sde.models.edm import SongUNet
 from score_sde.pretrained.edm import convert
 from score_sde.pretrained.edm_snapshot import check_settings, described, flat_state
+from score_sde.pretrained.load import load
+from score_sde.pretrained.pickles import Record
 from score_sde.pretrained.tensors import Tensors, checked
 from score_sde.sde import EDM, PROCESSES
 from tests.networks import quick_jit
@@ -58,7 +60,7 @@ def snapshot(file, name, **changes):
 
 
 def record(class_name, *args, **kwargs):
-    return types.SimpleNamespace(class_name=class_name, init_args=args, init_kwargs=kwargs, state={})
+    return Record(class_name, {"_init_args": args, "_init_kwargs": kwargs})
 
 
 def imported(file, name):
@@ -159,11 +161,29 @@ def test_what_is_not_supported_is_named(of, message):
 def test_settings_that_compute_something_else_are_refused():
     """Also where every tensor would fit."""
     found = described(snapshot("edm2", "edm2")[0])
-    check_settings(found, dataclasses.replace(found.settings, dtype="bfloat16", dropout=0.1))
-    with pytest.raises(UserError, match=r"network has channels_per_head=8, clip=256\.0, which the config's has not"):
-        check_settings(found, dataclasses.replace(found.settings, clip=0.0, channels_per_head=4))
+    check_settings(found, dataclasses.replace(found.settings, dtype="bfloat16", dropout=0.1), found.shape)
+    other = dataclasses.replace(found.settings, clip=0.0, channels_per_head=4)
+    with pytest.raises(UserError, match=r"config's: channels_per_head 8, not 4, clip 256\.0, not 0\.0, samples of"):
+        check_settings(found, other, (64, 64, 3))
     with pytest.raises(UserError, match="snapshot's network is a EDM2, the config's a SongUNet"):
-        check_settings(found, SongUNet())
+        check_settings(found, SongUNet(), found.shape)
+
+
+@case
+def test_a_file_is_imported(file, name, monkeypatch):
+    """Whatever the network's kind: what reads the file is the same as for all others."""
+    of, tensors = snapshot(file, name)
+    for path, value in tensors.items():
+        node, parts = of.state, path.split(".")
+        for part in parts[:-1]:
+            node = node.setdefault("_modules", {}).setdefault(part, {})
+        node.setdefault("_buffers", {})[parts[-1]] = value
+    monkeypatch.setattr("score_sde.pretrained.load.read_checkpoint", lambda path: {"ema": of})
+    found, network, params = imported(file, name)
+    loaded = load(Path("a.pkl"), network)
+    jax.tree.map(np.testing.assert_array_equal, loaded.average, params)
+    with pytest.raises(UserError, match=r"a\.pkl: the snapshot's network is another than the config's: classes"):
+        load(Path("a.pkl"), Network(dataclasses.replace(found.settings, classes=9), found.shape))
 
 
 def test_attention_in_either_order_is_the_same():

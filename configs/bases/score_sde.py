@@ -5,10 +5,11 @@ the step.
 """
 
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "ddpmpp": {"name": "ncsnpp", "embedding": "positional"},
     "ncsnpp": {"name": "ncsnpp", "embedding": "positional", "fir": True, "progressive_input": "residual"},
     "ncsnpp_large": {

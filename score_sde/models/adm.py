@@ -117,7 +117,7 @@ class ADMModule(nnx.Module):
         train: bool,
         rng: jax.Array | None,
     ) -> Float[Array, "batch height width outputs"]:
-        embedding = self.noise(noise_condition) + self.condition.features(condition, len(x))
+        embedding = self.condition.add_to(self.noise(noise_condition), condition)
         tokens = self.condition.tokens(condition, len(x)) if self.settings.token_features else None
         run = runner(self.settings, embedding, tokens, train=train, rng=rng)
         h, skips = self.encoder(self.condition.with_image(x, condition), run)

@@ -15,6 +15,7 @@ network serves with and without a condition, as classifier-free guidance needs (
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,11 @@ class Conditions:
     token_features: int = 0
     image_channels: int = 0
     augment_features: int = 0
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the network takes a condition that joins the embedding of the noise level."""
+        return self.classes + self.vector_features + self.augment_features > 0
 
     @property
     def learns_log_variance(self) -> bool:
@@ -100,21 +106,27 @@ class ConditionEmbedding(nnx.Module):
             value = jax.random.normal(rngs.params(), (settings.token_features,))
             self.null_token = parameter(value, "channels")
 
-    def features(self, condition: Condition, batch: int) -> Float[Array, "batch features"] | float:
-        """What is added to the embedding of the noise level: label, vector and augmentation."""
+    def features(self, condition: Condition, batch: int) -> Float[Array, "batch features"] | None:
+        """Label, vector and augmentation in one; None for a network that takes none of these."""
         self.settings.check_condition(condition)
-        keep, total = kept(condition, batch), 0.0
+        keep, parts = kept(condition, batch), []
         if self.settings.classes:
             label = jnp.full(batch, -1) if not _has(condition, "label") else jnp.where(keep, condition["label"], -1)
-            total = total + self.label(label + 1)  # row 0 is that of no label
+            parts.append(self.label(label + 1))  # row 0 is that of no label
         if self.settings.vector_features:
             null = jnp.broadcast_to(self.null_vector[...][None], (batch, self.settings.vector_features))
             vector = null if not _has(condition, "vector") else jnp.where(keep[:, None], condition["vector"], null)
-            total = total + self.vector(vector)
-        if self.settings.augment_features and _has(condition, "augment"):
-            augment = condition["augment"]
-            total = total + self.augment(jnp.where(keep[:, None], augment, jnp.zeros_like(augment)))
-        return total
+            parts.append(self.vector(vector))
+        if self.settings.augment_features:
+            none = jnp.zeros((batch, self.settings.augment_features))
+            augment = none if not _has(condition, "augment") else jnp.where(keep[:, None], condition["augment"], none)
+            parts.append(self.augment(augment))
+        return functools.reduce(jnp.add, parts) if parts else None
+
+    def add_to(self, embedding: Float[Array, "batch features"], condition: Condition) -> Float[Array, "batch features"]:
+        """The embedding of the noise level, and these features."""
+        told = self.features(condition, len(embedding))
+        return embedding if told is None else embedding + told.astype(embedding.dtype)
 
     def tokens(
         self, condition: Condition, batch: int

@@ -182,4 +182,4 @@ class DiTModule(nnx.Module):
         """swish of the embedding, which is all that the blocks use of it."""
         features = cos_sin_embedding(noise_condition, NOISE_FEATURES)
         embedding = self.embed_out(jax.nn.swish(self.embed_in(features)))
-        return jax.nn.swish(embedding + self.condition.features(condition, len(noise_condition)))
+        return jax.nn.swish(self.condition.add_to(embedding, condition))

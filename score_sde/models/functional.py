@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -77,7 +77,11 @@ def parameters_of(settings: Builder, shape: tuple[int, ...]) -> dict[Path, Param
     abstract = nnx.eval_shape(lambda: settings.build(shape, nnx.Rngs(0)))
     flat = nnx.to_flat_state(nnx.state(abstract, nnx.Param))
     of = lambda variable: Parameter(tuple(variable.shape), variable.axes, variable.trainable)
-    return {tuple(path): of(variable) for path, variable in flat}
+    return {_path(keys): of(variable) for keys, variable in flat}
+
+
+def _path(keys: Iterable[Any]) -> Path:
+    return tuple(key if isinstance(key, int) else str(key) for key in keys)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,7 +98,7 @@ def embedding(
     rows: int, features: int, *, init: nnx.Initializer | None = None, rngs: nnx.Rngs, dtype: Dtype
 ) -> nnx.Embed:
     """A table of `rows` learnt vectors."""
-    chosen = {} if init is None else {"embedding_init": init}
+    chosen: dict[str, Any] = {} if init is None else {"embedding_init": init}
     metadata = {"axes": ("table", "out"), "trainable": True}
     return nnx.Embed(rows, features, embedding_metadata=metadata, dtype=dtype, rngs=rngs, **chosen)
 

@@ -164,4 +164,4 @@ class MLPModule(nnx.Module):
         else:
             features = positional_embedding(noise_condition, self.settings.width)
         embedding = self.embed_out(jax.nn.swish(self.embed_in(features)))
-        return jax.nn.swish(embedding + self.condition.features(condition, len(noise_condition)))
+        return jax.nn.swish(self.condition.add_to(embedding, condition))

@@ -1,13 +1,11 @@
 r"""DDPM++ and NCSN++: the U-Nets of Song et al. 2021, appendix H, and with other settings DDPM's (Ho et al. 2020).
 
     embedding   e = W₂ swish(W₁ γ(noise condition)) + condition
-    block       h = conv(R swish(norm x)) + W swish(e);  h = conv(dropout swish(norm h));  (R x + h)/√2
     down        blocks and attention at each resolution, then R = down (BigGAN) or a convolution of stride 2 (DDPM)
     up          the same with the skip connections concatenated, one block more a resolution
 
-R is naive or FIR resampling (`resample`). NCSN++ joins the image itself, resampled, to each resolution
-(`progressive_input`), and may build the output up over the resolutions (`progressive`). All names of settings are
-those of score_sde where it has one.
+The blocks and the resampling R are those of `unet_blocks`. NCSN++ joins the image itself, resampled, to each resolution
+(`progressive_input`), and may build the output up over the resolutions (`progressive`).
 """
 
 import dataclasses
@@ -19,136 +17,35 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from score_sde.errors import Checks, UserError
-from score_sde.models.attention import CrossAttention, attend
-from score_sde.models.conditioning import ConditionEmbedding, check_image
+from score_sde.models.conditioning import ConditionEmbedding
 from score_sde.models.layers import (
     DTYPES,
     Dtype,
     FourierEmbedding,
-    GroupNorm,
-    across,
     conv,
     dense,
     positional_embedding,
     rematerialised,
 )
-from score_sde.models.resample import NAIVE, downsample, smooth, upsample
-from score_sde.models.sigmas import Sigmas, over
-from score_sde.models.video import AttentionOverTime
+from score_sde.models.resample import NAIVE, downsample, upsample
+from score_sde.models.sigmas import over
+from score_sde.models.unet_blocks import (
+    Attended,
+    Block,
+    BlockSettings,
+    Downsample,
+    Embedding,
+    Image,
+    Stage,
+    Tail,
+    Upsample,
+)
 from score_sde.typing import Condition
 
-Image = Float[Array, "batch *space channels"]
-Embedding = Float[Array, "batch features"]
-SMALL_SCALE = 0.1  # of the initialiser of 1×1 projections, as in DDPM
-
-EMBEDDINGS = ("positional", "fourier", "log_fourier")
-BLOCKS = ("biggan", "ddpm")
-PROGRESSIVE = ("none", "output_skip", "residual")
-PROGRESSIVE_INPUT = ("none", "input_skip", "residual")
-COMBINE = ("sum", "cat")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UNet(Sigmas):
-    """Settings of the network for images, and of its form for video.
-
-    channels: width at full resolution, times `channel_multipliers` below. attention_resolutions: heights in pixels
-    at which attention follows each block. embedding: of the noise condition, "log_fourier" of its logarithm as in
-    score_sde, where it is σ; fourier_scale: standard deviation of the frequencies. block: "biggan" resamples within
-    residual blocks, "ddpm" between them, by convolutions where `resample_convolution`. fir: whether resampling takes
-    `fir_kernel` and not nearest neighbours and means. skip_rescale: every sum of two by 1/√2. progressive,
-    progressive_input: how the output is built up and the input fed in over the resolutions; progressive_combine:
-    "input_skip" by sum or concatenation. noise_conditional: False tells the network nothing of the noise level.
-    noise_features, embedding_features: widths of γ and e; 0 for `channels` (for Fourier features twice that) and 4
-    `channels`. condition_first: the condition is added to γ and not to what both layers make of it, as in EDM.
-    groups: of every normalisation, 0 for min(C/4, 32). dtype: of the computation, "float32" or "bfloat16";
-    parameters are float32 always. remat: activations within blocks are recomputed in the backward pass.
-    """
-
-    channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    blocks_per_resolution: int = 4
-    attention_resolutions: tuple[int, ...] = (16,)
-    embedding: str = "positional"
-    fourier_scale: float = 16.0
-    block: str = "biggan"
-    resample_convolution: bool = True
-    fir: bool = False
-    fir_kernel: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
-    skip_rescale: bool = True
-    progressive: str = "none"
-    progressive_input: str = "none"
-    progressive_combine: str = "sum"
-    noise_conditional: bool = True
-    noise_features: int = 0
-    embedding_features: int = 0
-    condition_first: bool = False
-    groups: int = 0
-    dropout: float = 0.1
-    dtype: str = "float32"
-    remat: bool = False
-
-    def __post_init__(self) -> None:
-        with Checks() as check:
-            check.name("embedding", self.embedding, EMBEDDINGS)
-            check.name("block", self.block, BLOCKS)
-            check.name("progressive", self.progressive, PROGRESSIVE)
-            check.name("progressive_input", self.progressive_input, PROGRESSIVE_INPUT)
-            check.name("progressive_combine", self.progressive_combine, COMBINE)
-            check.name("dtype", self.dtype, DTYPES)
-            width = self.channels >= 8 and self.channels % 4 == 0
-            check.that(width, f"channels must be a multiple of 4 and at least 8, not {self.channels}")
-            multipliers = self.channel_multipliers
-            check.that(
-                len(multipliers) > 0 and min(multipliers) >= 1,
-                f"channel_multipliers must be at least one positive number, not {multipliers}",
-            )
-            blocks = self.blocks_per_resolution
-            check.that(blocks >= 1, f"blocks_per_resolution must be at least 1, not {blocks}")
-            for name in ("noise_features", "embedding_features"):
-                check.that(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
-            joined = self.noise_conditional or not self.condition_first
-            check.that(joined, "condition_first needs noise_conditional: there is nothing to add the condition to")
-            check.that(self.fourier_scale > 0, f"fourier_scale must be positive, not {self.fourier_scale}")
-            check.that(
-                len(self.fir_kernel) >= 2 and sum(self.fir_kernel) > 0,
-                f"fir_kernel must be at least two taps of a positive sum, not {self.fir_kernel}",
-            )
-            divides = self.groups >= 0 and (self.groups == 0 or self.channels % self.groups == 0)
-            check.that(
-                divides, f"groups must divide channels={self.channels}, or be 0 for min(C/4, 32), not {self.groups}"
-            )
-            check.that(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
-            self.check_conditions(check)
-            self.check_sigmas(check)
-            told = not self.scale_by_sigma or self.embedding != "fourier"
-            check.that(told, "scale_by_sigma needs embedding 'log_fourier' of sigma itself, or 'positional' of a level")
-
-    @property
-    def widths(self) -> tuple[int, int]:
-        """Features of γ and of e."""
-        noise = self.noise_features or self.channels * (1 if self.embedding == "positional" else 2)
-        return noise, self.embedding_features or 4 * self.channels
-
-    def check_image_shape(self, network: str, shape: tuple[int, ...]) -> None:
-        """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
-        check_image(network, shape, 2 ** (len(self.channel_multipliers) - 1))
-        heights = [shape[0] // 2**level for level in range(len(self.channel_multipliers))]
-        unknown = [height for height in self.attention_resolutions if height not in heights]
-        if unknown:
-            raise UserError(f"{network}: attention_resolutions {unknown} are none of the heights {heights} it works at")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NCSNpp(UNet):
-    """Settings of the network, those of `UNet`; what else the module needs is not for a config.
-
-    dimensions: axes between batch and channels. frames: of the videos whose frames are folded into the batch, or 0.
-    """
-
-    dimensions: int = dataclasses.field(default=2, metadata={"setting": False})
-    frames: int = dataclasses.field(default=0, metadata={"setting": False})
+class NCSNpp(BlockSettings):
+    """Settings of the network, those of `UNet`."""
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
@@ -157,145 +54,6 @@ class NCSNpp(UNet):
     def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> "NCSNppModule":
         """The module for samples of `shape`."""
         return NCSNppModule(self, shape, rngs)
-
-
-class Attention(nnx.Module):
-    """Self-attention over the pixels, single head, residual (DDPM)."""
-
-    def __init__(self, channels: int, settings: NCSNpp, *, rngs: nnx.Rngs) -> None:
-        dtype = DTYPES[settings.dtype]
-        self.norm = GroupNorm(channels, groups=settings.groups or None, dtype=dtype)
-        # Three projections of fan-out C in one of 3C: twice the scale makes the variance that of each.
-        axes = {"scale": 2 * SMALL_SCALE, "axes": ("in", "heads")}
-        self.query_key_value = dense(channels, 3 * channels, **axes, dtype=dtype, rngs=rngs)
-        self.output = dense(channels, channels, scale=0.0, axes=("heads", "out"), dtype=dtype, rngs=rngs)
-        self.rescale = math.sqrt(0.5) if settings.skip_rescale else 1.0
-
-    def __call__(self, x: Image) -> Image:
-        batch, channels = x.shape[0], x.shape[-1]
-        projected = self.query_key_value(self.norm(x)).reshape(batch, -1, 1, 3 * channels)
-        query, key, value = jnp.split(projected, 3, axis=-1)
-        return (x + self.output(attend(query, key, value).reshape(x.shape))) * self.rescale
-
-
-class Block(nnx.Module):
-    """A residual block; see the module. resample: "none", "up" or "down"."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, settings: NCSNpp, resample: str = "none", *, rngs: nnx.Rngs
-    ) -> None:
-        dtype: Any = DTYPES[settings.dtype]
-        groups = settings.groups or None
-        self.resample, self.kernel = resample, settings.fir_kernel if settings.fir else NAIVE
-        self.rescale = math.sqrt(0.5) if settings.skip_rescale else 1.0
-        self.norm_in = GroupNorm(in_channels, groups=groups, dtype=dtype)
-        options: dict[str, Any] = {"dimensions": settings.dimensions, "dtype": dtype, "rngs": rngs}
-        self.conv_in = conv(in_channels, out_channels, 3, **options)
-        told = settings.noise_conditional or settings.classes or settings.vector_features or settings.augment_features
-        self.embedding = dense(settings.widths[1], out_channels, dtype=dtype, rngs=rngs) if told else None
-        self.norm_out = GroupNorm(out_channels, groups=groups, dtype=dtype)
-        self.dropout = nnx.Dropout(settings.dropout)
-        self.conv_out = conv(out_channels, out_channels, 3, scale=0.0, **options)
-        changed = in_channels != out_channels or resample != "none"
-        scale = 1.0 if settings.block == "biggan" else SMALL_SCALE
-        # A 1×1 convolution as a matrix: XLA would otherwise move it into the layout of convolutions and back.
-        self.skip = dense(in_channels, out_channels, scale=scale, dtype=dtype, rngs=rngs) if changed else None
-
-    def __call__(self, x: Image, embedding: Embedding | None, *, train: bool, rng: jax.Array | None) -> Image:
-        h = self.conv_in(self._resampled(jax.nn.swish(self.norm_in(x))))
-        if self.embedding is not None:
-            h = h + across(self.embedding(embedding), h.ndim)
-        h = jax.nn.swish(self.norm_out(h))
-        h = self.conv_out(self.dropout(h, deterministic=not train, rngs=rng))
-        return (self._skipped(x) + h) * self.rescale
-
-    def _resampled(self, x: Image) -> Image:
-        if self.resample == "none":
-            return x
-        return (upsample if self.resample == "up" else downsample)(x, self.kernel)
-
-    def _skipped(self, x: Image) -> Image:
-        if self.skip is None:
-            return x
-        if self.resample != "up":
-            return self.skip(self._resampled(x))
-        # A linear map of the channels and resampling commute, and the map costs a quarter before it. The offset does
-        # not, since a filter sees zeros outside of the image.
-        offset = across(self.skip.bias[...][None].astype(x.dtype), x.ndim)
-        return self._resampled(self.skip(x) - offset) + offset
-
-
-class Upsample(nnx.Module):
-    """Resampling by 2, with a convolution where `convolution`; with FIR the two see the same zeros outside."""
-
-    def __init__(self, channels: int, out: int, settings: NCSNpp, *, convolution: bool, rngs: nnx.Rngs) -> None:
-        self.fir, self.kernel = settings.fir, settings.fir_kernel if settings.fir else NAIVE
-        padding = "VALID" if settings.fir else "SAME"
-        options = {"dtype": DTYPES[settings.dtype], "rngs": rngs, "padding": padding}
-        self.conv = conv(channels, out, 3, dimensions=settings.dimensions, **options) if convolution else None
-
-    def __call__(self, x: Image) -> Image:
-        if self.conv is None:
-            return upsample(x, self.kernel)
-        return self.conv(upsample(x, self.kernel, border=1 if self.fir else 0))
-
-
-class Downsample(nnx.Module):
-    """Resampling by 1/2, with a convolution where `convolution`: of stride 2, after the filter where `fir`."""
-
-    def __init__(self, channels: int, out: int, settings: NCSNpp, *, convolution: bool, rngs: nnx.Rngs) -> None:
-        self.fir, self.kernel = settings.fir, settings.fir_kernel if settings.fir else NAIVE
-        padding: Any = "VALID" if settings.fir else ((0, 1),) * settings.dimensions
-        options = {"dtype": DTYPES[settings.dtype], "rngs": rngs, "padding": padding, "strides": 2}
-        self.conv = conv(channels, out, 3, dimensions=settings.dimensions, **options) if convolution else None
-
-    def __call__(self, x: Image) -> Image:
-        if self.conv is None:
-            return downsample(x, self.kernel)
-        if self.fir:
-            taps = len(self.kernel)
-            x = smooth(x, self.kernel, before=(taps + 1) // 2, after=taps // 2)
-        return self.conv(x)
-
-
-class Stage(nnx.Module):
-    """One resolution of the way down or up: blocks with attention, then what changes the resolution.
-
-    attention: after each block on the way down, after the last on the way up. between: resamples, or None.
-    """
-
-    def __init__(self, blocks: list[Any], attention: list[Any], between: Any) -> None:
-        self.blocks, self.attention, self.between = nnx.List(blocks), nnx.List(attention), between
-
-
-class Tail(nnx.Module):
-    """norm, swish, convolution."""
-
-    def __init__(self, channels: int, out: int, settings: NCSNpp, *, scale: float, rngs: nnx.Rngs) -> None:
-        dtype: Any = DTYPES[settings.dtype]
-        self.norm = GroupNorm(channels, groups=settings.groups or None, dtype=dtype)
-        options: dict[str, Any] = {"dimensions": settings.dimensions, "dtype": dtype, "rngs": rngs}
-        self.conv = conv(channels, out, 3, scale=scale, **options)
-
-    def __call__(self, h: Image) -> Image:
-        return self.conv(jax.nn.swish(self.norm(h)))
-
-
-class Attended(nnx.Module):
-    """Self-attention, attention to the condition's tokens where the network takes some, and over time in a video."""
-
-    def __init__(self, channels: int, settings: NCSNpp, *, rngs: nnx.Rngs) -> None:
-        dtype: Any = DTYPES[settings.dtype]
-        self.own = Attention(channels, settings, rngs=rngs)
-        if settings.token_features:
-            self.cross = CrossAttention(channels, settings.token_features, dtype=dtype, rngs=rngs)
-        frames = settings.frames
-        self.over_time = AttentionOverTime(channels, frames, dtype=dtype, rngs=rngs) if frames else None
-
-    def __call__(self, h: Image, tokens: Any) -> Image:
-        h = self.own(h)
-        h = h if tokens is None else self.cross(h, *tokens)
-        return h if self.over_time is None else self.over_time(h)
 
 
 class NCSNppModule(nnx.Module):
@@ -329,7 +87,8 @@ class NCSNppModule(nnx.Module):
     def _build_down(self, settings: NCSNpp, height: int, inputs: int, rngs: nnx.Rngs) -> tuple[int, list[int]]:
         """The way down. Returns the channels at its end and those of all skip connections."""
         width, channels, pyramid = settings.channels, settings.channels, inputs
-        skips, down, join = [width], [], []
+        skips, down = [width], []
+        join: list[Any] = []
         for level, multiplier in enumerate(settings.channel_multipliers):
             blocks, attention = [], []
             for _ in range(settings.blocks_per_resolution):
@@ -421,7 +180,7 @@ class NCSNppModule(nnx.Module):
         h, skips = self._down(self.condition.with_image(self.settings.to_centre(x), condition), run, attended)
         h = attended(self.middle_attention, run(self.middle_in, h))
         h, pyramid = self._up(run(self.middle_out, h), skips, run, attended)
-        output = pyramid if self.settings.progressive == "output_skip" else self.tail(h)
+        output = self.tail(h) if pyramid is None or self.settings.progressive == "residual" else pyramid
         return self._scaled(output.astype(jnp.float32), noise_condition)
 
     def _scaled(self, output: Image, noise_condition: Float[Array, "batch"]) -> Image:
@@ -474,15 +233,16 @@ class NCSNppModule(nnx.Module):
 
     def _embedding(self, noise_condition: Float[Array, "batch"], condition: Condition) -> Embedding | None:
         """swish of the embedding, which is all that the blocks use of it."""
-        settings, batch = self.settings, len(noise_condition)
-        told: Any = self.condition.features(condition, batch)
-        if settings.noise_conditional:
-            if settings.embedding == "positional":
-                features = positional_embedding(noise_condition, settings.widths[0])
-            else:
-                log = settings.embedding == "log_fourier"
-                features = self.fourier(jnp.log(noise_condition) if log else noise_condition)
-            if settings.condition_first:
-                features, told = features + jnp.asarray(told, jnp.float32), 0.0
-            told = self.embed_out(jax.nn.swish(self.embed_in(features))) + told
-        return None if isinstance(told, float) else jax.nn.swish(told)
+        settings = self.settings
+        if not settings.noise_conditional:
+            told = self.condition.features(condition, len(noise_condition))
+            return None if told is None else jax.nn.swish(told)
+        if settings.embedding == "positional":
+            features = positional_embedding(noise_condition, settings.widths[0])
+        else:
+            log = settings.embedding == "log_fourier"
+            features = self.fourier(jnp.log(noise_condition) if log else noise_condition)
+        if settings.condition_first:
+            features = self.condition.add_to(features, condition)
+        embedding = self.embed_out(jax.nn.swish(self.embed_in(features)))
+        return jax.nn.swish(embedding if settings.condition_first else self.condition.add_to(embedding, condition))

@@ -73,7 +73,7 @@ class RefineNetModule(nnx.Module):
         self, settings: Any, layout: Layout, levels: int, shape: tuple[int, ...], *, max_pool: bool, rngs: nnx.Rngs
     ) -> None:
         dtype, width = DTYPES[settings.dtype], settings.channels
-        build = _Builder(levels, 4 * width if settings.classes or settings.vector_features else 0, dtype, rngs)
+        build = _Builder(levels, 4 * width if settings.has_features else 0, dtype, rngs)
         self.settings = settings
         self.condition = ConditionEmbedding(settings, 4 * width, dtype=dtype, rngs=rngs)
         self.conv_in = build.conv(shape[-1] + settings.image_channels, width)
@@ -107,8 +107,8 @@ class RefineNetModule(nnx.Module):
     ) -> Image:
         """The raw prediction, float32, of the shape of x."""
         settings: Sigmas = self.settings
-        told = self.condition.features(condition, len(x))
-        told = None if isinstance(told, float) else jax.nn.swish(told)
+        features = self.condition.features(condition, len(x))
+        told = None if features is None else jax.nn.swish(features)
         run = lambda part, *inputs: rematerialised(part, settings.remat)(*inputs)  # type: ignore[attr-defined]
         h = self.conv_in(self.condition.with_image(settings.to_centre(x), condition))
         layers = []
@@ -119,8 +119,8 @@ class RefineNetModule(nnx.Module):
         if settings.token_features:
             layers[-1] = self.cross(layers[-1], *self.condition.tokens(condition, len(x)))
         refined: list[Image] = []
-        for block, layer in zip(self.refine, reversed(layers), strict=True):
-            refined = [run(block, [layer, *refined], noise_condition)]
+        for refine, layer in zip(self.refine, reversed(layers), strict=True):
+            refined = [run(refine, [layer, *refined], noise_condition)]
         output = self.conv_out(jax.nn.elu(self.norm_out(refined[0], noise_condition))).astype(jnp.float32)
         return over(output, settings.sigma_of_level(noise_condition)) if settings.scale_by_sigma else output
 

@@ -9,6 +9,7 @@ With k the filter, of sum 1 and n taps, p₀ = ⌊(n − 1)/2⌋, and x zero out
 n with every other one zero. Filter (1, 1) is the naive resampling: nearest neighbour and the mean of 2×2.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -70,13 +71,13 @@ def _shifted_sum(x: Image, axis: int, parts: list[tuple[int, float]], size: int,
     low = max(0, -min(offset for offset, _ in parts))
     high = max(0, max(offset for offset, _ in parts) + stride * (size - 1) + 1 - x.shape[axis])
     padded = jnp.pad(x, [(low, high) if each == axis else (0, 0) for each in range(x.ndim)])
-    total = None
-    for offset, tap in parts:
+
+    def shifted(offset: int, tap: float) -> Image:
         start = low + offset
-        index = (slice(None),) * axis + (slice(start, start + stride * (size - 1) + 1, stride),)
-        value = padded[index] if tap == 1 else padded[index] * tap
-        total = value if total is None else total + value
-    return total
+        value = padded[(slice(None),) * axis + (slice(start, start + stride * (size - 1) + 1, stride),)]
+        return value if tap == 1 else value * tap
+
+    return functools.reduce(jnp.add, itertools.starmap(shifted, parts))
 
 
 def _normalised(kernel: Sequence[float]) -> np.ndarray:

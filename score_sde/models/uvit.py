@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from score_sde.errors import Checks
-from score_sde.models.conditioning import SETTING, ConditionEmbedding
+from score_sde.models.conditioning import ConditionEmbedding
 from score_sde.models.layers import DTYPES, Dtype, conv, dense, parameter, rematerialised
 from score_sde.models.positions import Rotation, rotation, sin_cos
 from score_sde.models.transformer import (
@@ -114,8 +114,7 @@ class UViTModule(nnx.Module):
         self.patches_in = dense(values * (channels + settings.image_channels), width, init=UNIFORM, **options)
         labels = nnx.initializers.normal(1.0)
         self.condition = ConditionEmbedding(settings, width, label_init=labels, **options)
-        told = any(getattr(settings, name) for key, name in SETTING.items() if key not in ("tokens", "image"))
-        self.before = 1 + told  # tokens before those of the patches
+        self.before = 1 + settings.has_features  # tokens before those of the patches
         if settings.token_features:
             self.tokens_in = dense(settings.token_features, width, init=SMALL, **options)
         placed = self.before + (math.prod(self.grid) if settings.positions == "learnt" else 0)
@@ -165,8 +164,8 @@ class UViTModule(nnx.Module):
         settings, batch = self.settings, len(x)
         patches = self.patches_in(to_patches(self.condition.with_image(x, condition), settings.patch))
         noise = cos_sin_embedding(noise_condition, patches.shape[-1]).astype(patches.dtype)
-        told = jnp.zeros_like(noise) + self.condition.features(condition, batch)
-        singles = [told, noise][-self.before :]
+        told = self.condition.features(condition, batch)
+        singles = [noise] if told is None else [told, noise]
         if settings.positions == "sincos":
             patches = patches + jnp.asarray(sin_cos(self.grid, patches.shape[-1]), patches.dtype)[None]
         h = jnp.concatenate([*(single[:, None] for single in singles), patches], axis=1)

@@ -9,7 +9,8 @@ import dataclasses
 
 from flax import nnx
 
-from score_sde.models.ncsnpp import NCSNpp, NCSNppModule, UNet
+from score_sde.models.ncsnpp import NCSNpp, NCSNppModule
+from score_sde.models.unet_blocks import UNet
 from score_sde.models.video import Frames, check_video
 
 

@@ -11,13 +11,14 @@ Everything follows the dtype of the state that is asked for; NumPy functions are
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.special
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from score_sde.denoiser import Denoiser
 from score_sde.oracles.base import Oracle
@@ -48,10 +49,10 @@ class Mixture(Oracle):
         gain = alpha * variances / (alpha**2 * variances + sigma**2)
         each = means + gain * (x_t[None] - alpha * means)
         log_joint = self._log_joint(x_t, sde.alpha(t), sde.sigma(t))
-        joint = jnp.exp(log_joint - _over_components(jnp.maximum, log_joint)[None])
-        responsibility = joint / _over_components(jnp.add, joint)[None]
+        joint = jnp.exp(log_joint - _over_components(jnp.maximum, jnp.max, log_joint)[None])
+        responsibility = joint / _over_components(jnp.add, jnp.sum, joint)[None]
         weighted = responsibility.reshape(responsibility.shape + (1,) * len(self.shape)) * each
-        return _over_components(jnp.add, weighted)
+        return _over_components(jnp.add, jnp.sum, weighted)
 
     def log_prob(self, sde: SDE, x, t):
         """log p_t(x) in nats, `(batch,)`; t `(batch,)`. t = T is the exact terminal law, no prior in its place."""
@@ -118,9 +119,9 @@ class Mixture(Oracle):
 FEW = 16
 
 
-def _over_components(operation: jnp.ufunc, parts):
+def _over_components(of_two: Callable[..., Array], of_all: Callable[..., Array], parts):
     """The parts `(components, …)` joined; few ones one by one, since XLA reduces so short an axis 20 times slower."""
-    return functools.reduce(operation, parts) if len(parts) <= FEW else operation.reduce(parts)
+    return functools.reduce(of_two, parts) if len(parts) <= FEW else of_all(parts, axis=0)
 
 
 def gaussian(mean, std, shape: tuple[int, ...]) -> Mixture:

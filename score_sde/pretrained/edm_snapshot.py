@@ -9,7 +9,7 @@ outermost is a preconditioning around a network:
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,20 +17,12 @@ from score_sde.errors import Checks, UserError
 from score_sde.models.adm import ADM
 from score_sde.models.edm import SongUNet
 from score_sde.models.edm2 import EDM2
+from score_sde.pretrained.pickles import Record
 from score_sde.pretrained.tensors import listed
 
 Arguments = dict[str, Any]
 # Settings that do not change what a trained network computes, or that `edm.convert` allows for.
 FREE = ("dropout", "dtype", "remat", "attention_order", "heads", "resample_convolution")
-
-
-class Record(Protocol):
-    """An object of a persistent class as it was read. state: its `__dict__`, with modules below it of either kind."""
-
-    class_name: str
-    init_args: tuple[Any, ...]
-    init_kwargs: Mapping[str, Any]
-    state: Mapping[str, Any]
 
 
 class Snapshot(NamedTuple):
@@ -138,16 +130,17 @@ def described(record: Record) -> Snapshot:
     return Snapshot(settings, (side, side, int(own["img_channels"])), parameterisation, sde, name == "VEPrecond")
 
 
-def check_settings(found: Snapshot, settings: Any) -> None:
-    """Raises UserError unless a network of these settings computes what the snapshot's does."""
+def check_settings(found: Snapshot, settings: Any, shape: tuple[int, ...]) -> None:
+    """Raises UserError unless a network of these settings for samples of `shape` computes what the snapshot's does."""
     if type(settings) is not type(found.settings):
         kinds = (type(found.settings).__name__, type(settings).__name__)
         raise UserError("the snapshot's network is a {}, the config's a {}".format(*kinds))
     names = [field.name for field in dataclasses.fields(settings) if field.name not in FREE]
-    wanted = {name: getattr(found.settings, name) for name in names}
-    other = [f"{name}={value!r}" for name, value in wanted.items() if getattr(settings, name) != value]
+    pairs = [(name, getattr(found.settings, name), getattr(settings, name)) for name in names]
+    other = [f"{name} {theirs!r}, not {ours!r}" for name, theirs, ours in pairs if theirs != ours]
+    other += [f"samples of shape {found.shape}, not {shape}"] if found.shape != shape else []
     if other:
-        raise UserError(f"the snapshot's network has {listed(other)}, which the config's has not")
+        raise UserError(f"the snapshot's network is another than the config's: {listed(other)}")
 
 
 def _edm_meaning(own: Arguments) -> tuple[Arguments, Arguments]:

@@ -1,6 +1,6 @@
 """Which importer reads a file, for which network. To add one: its line in `CONVERTERS`."""
 
-import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +26,9 @@ from score_sde.pretrained.torch_files import read_checkpoint
 from score_sde.typing import Params
 
 WEIGHTS = ("ema", "raw")
-# Settings of a network to what turns named tensors into its parameters.
-CONVERTERS: dict[type, Callable[..., Params]] = {
+# Settings of a network to what turns named tensors into its parameters, called with both.
+Converter = Callable[..., Params]
+CONVERTERS: dict[type, Converter] = {
     NCSNpp: score_sde_pytorch.convert,
     DDPM: score_sde_pytorch.convert,
     ADM: guided_diffusion.convert,
@@ -36,8 +37,6 @@ CONVERTERS: dict[type, Callable[..., Params]] = {
     EDM2: edm.convert,
     UViT: uvit.convert,
 }
-# Settings that say nothing of the parameters, or that a file does not hold.
-FREE = ("dtype", "remat", "dropout")
 SEPARATOR = "/"  # in the names of a safetensors file
 
 
@@ -51,12 +50,12 @@ class Loaded(NamedTuple):
 
 
 class Named(NamedTuple):
-    """The same as named tensors. options: of the converter."""
+    """The same as named tensors. convert: where the file says itself what its names are, and not `CONVERTERS`."""
 
     raw: dict[str, np.ndarray]
     average: dict[str, np.ndarray]
     step: int = 0
-    options: dict[str, Any] = {}
+    convert: Converter | None = None
 
 
 def load(path: Path, network: Network, weights: str = "ema") -> Loaded:
@@ -72,10 +71,10 @@ def load(path: Path, network: Network, weights: str = "ema") -> Loaded:
         params = _read_safetensors(path, network)
         return Loaded(params, params, 0)
     named = _named(path, network)
-    average = _converted(path, network, named.average, named.options)
+    average = _converted(path, network, named.average, named.convert)
     if named.raw is named.average:
         return Loaded(average, average, named.step)
-    raw = _converted(path, network, named.raw, named.options)
+    raw = _converted(path, network, named.raw, named.convert)
     return Loaded(raw, raw if weights == "raw" else average, named.step)
 
 
@@ -98,27 +97,20 @@ def _named(path: Path, network: Network) -> Named:
 
 def _of_snapshot(record: Record, network: Network) -> Named:
     """Raises UserError that names the settings in which the snapshot and the config differ."""
-    snapshot, ours = edm_snapshot.described(record), network.settings
-    if type(snapshot.settings) is not type(ours):
-        kinds = (type(each).__name__ for each in (snapshot.settings, ours))
-        raise UserError("it holds a {}, the config says {}".format(*kinds))
-    compared = [field.name for field in dataclasses.fields(ours) if field.name not in FREE]  # type: ignore[arg-type]
-    differ = [name for name in compared if getattr(snapshot.settings, name) != getattr(ours, name)]
-    shown = [f"{name}={getattr(snapshot.settings, name)!r} there, {getattr(ours, name)!r} here" for name in differ]
-    shown += [f"samples of {snapshot.shape} there, {network.shape} here"] if snapshot.shape != network.shape else []
-    if shown:
-        raise UserError(f"its network is another than the config's: {'; '.join(shown)}")
+    snapshot = edm_snapshot.described(record)
+    edm_snapshot.check_settings(snapshot, network.settings, network.shape)
     arrays = edm_snapshot.flat_state(record)
-    return Named(arrays, arrays, 0, {"negated": True} if snapshot.negated else {})
+    return Named(arrays, arrays, 0, functools.partial(edm.convert, negated=snapshot.negated))
 
 
-def _converted(path: Path, network: Network, arrays: dict[str, np.ndarray], options: dict[str, Any]) -> Params:
+def _converted(path: Path, network: Network, arrays: dict[str, np.ndarray], convert: Converter | None) -> Params:
     kind = type(network.settings)
-    if kind not in CONVERTERS:
+    convert = convert or CONVERTERS.get(kind)
+    if convert is None:
         raise UserError(f"there are no published checkpoints to import for a {kind.__name__}")
     tensors = Tensors(arrays)
     try:
-        params = CONVERTERS[kind](network.settings, tensors, **options)
+        params = convert(network.settings, tensors)
     except (ValueError, IndexError) as error:  # tensors that belong together do not fit together
         missing = f"; not in the file: {listed(tensors.missing)}" if tensors.missing else ""
         raise UserError(f"{path} does not fit the config's network: {error}{missing}") from error
@@ -147,7 +139,8 @@ def _read_safetensors(path: Path, network: Network) -> Params:
         arrays = safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is truncated, damaged or no safetensors file ({error})") from error
-    tensors, params = Tensors(arrays), {}
+    tensors = Tensors(arrays)
+    params: dict[str | int, Any] = {}
     for place in network.parameters():
         name, node = SEPARATOR.join(map(str, place)), params
         if name not in tensors:

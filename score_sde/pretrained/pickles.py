@@ -133,8 +133,8 @@ def _record_class(class_name: str) -> type:
     return type("Record", (Record,), {"__new__": lambda cls, *_: _record(cls, class_name), "__init__": lambda *_: None})
 
 
-def _record(cls: type, class_name: str) -> Record:
-    made = object.__new__(cls)
+def _record(cls: type[Record], class_name: str) -> Record:
+    made: Record = object.__new__(cls)
     made.class_name, made.state = class_name, {}
     return made
 

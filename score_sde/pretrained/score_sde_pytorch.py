@@ -18,6 +18,7 @@ from score_sde.models.ncsnpp import NCSNpp
 from score_sde.pretrained.tensors import Part, Tensors
 from score_sde.typing import Params
 
+Numbered = dict[int, Part]
 BUFFERS = ("sigmas",)
 
 
@@ -66,7 +67,8 @@ class _Unet:
         self.numbers: Iterator[int] = iter(range(1_000_000))
 
     def params(self) -> Params:
-        settings, params = self.settings, {}
+        settings = self.settings
+        params: Part = {}
         if settings.noise_conditional:
             if settings.embedding != "positional":
                 params["fourier"] = {"frequency": self.tensors.take(f"{self.next()}.W")}
@@ -86,8 +88,9 @@ class _Unet:
     def next(self) -> str:
         return f"all_modules.{next(self.numbers)}"
 
-    def down(self, levels: int) -> tuple[Part, Part]:
-        stages, join = {}, {}
+    def down(self, levels: int) -> tuple[Numbered, Numbered]:
+        stages: Numbered = {}
+        join: Numbered = {}
         for level in range(levels):
             blocks, attention = {}, {}
             for number in range(self.settings.blocks_per_resolution):
@@ -104,8 +107,9 @@ class _Unet:
             stages[level] = {name: part for name, part in stages[level].items() if part}
         return stages, join
 
-    def up(self, levels: int) -> tuple[Part, Part]:
-        stages, grow = {}, {}
+    def up(self, levels: int) -> tuple[Numbered, Numbered]:
+        stages: Numbered = {}
+        grow: Numbered = {}
         for number in range(levels):
             blocks = {block: self.block() for block in range(self.settings.blocks_per_resolution + 1)}
             stages[number] = {"blocks": blocks}
@@ -196,7 +200,7 @@ SAME = (
 # Settings that have one value for a network here.
 _UNET = {"nonlinearity": "swish", "normalization": "GroupNorm", "conv_size": 3}
 _REFINENET = {"nonlinearity": "elu", "normalization": "InstanceNorm++"}
-ONLY = {"ncsnpp": _UNET, "ddpm": _UNET, "ncsn": _REFINENET, "ncsnv2": _REFINENET}
+ONLY: dict[str, dict[str, Any]] = {"ncsnpp": _UNET, "ddpm": _UNET, "ncsn": _REFINENET, "ncsnv2": _REFINENET}
 
 
 def settings_of(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:

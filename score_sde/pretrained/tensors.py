@@ -73,9 +73,9 @@ class Tensors:
 
 def listed(names: Iterable[object]) -> str:
     """The first of many names, and how many more there are."""
-    names = list(map(str, names))
-    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return ", ".join(names[:MOST_LISTED]) + more
+    every = [str(name) for name in names]
+    more = f" and {len(every) - MOST_LISTED} more" if len(every) > MOST_LISTED else ""
+    return ", ".join(every[:MOST_LISTED]) + more
 
 
 def checked(network: Network, params: Params, tensors: Tensors, where: str) -> Params:
