@@ -45,7 +45,7 @@ def test_reads_its_files(folder, name, count):
 
 
 def test_missing(tmp_path):
-    with pytest.raises(UserError, match="apt-get install dataset-fashion-mnist, or set data.directory") as error:
+    with pytest.raises(UserError, match=r"apt-get install dataset-fashion-mnist, or set data.directory") as error:
         source(tmp_path).split("test")
     assert f"{tmp_path}/t10k-images-idx3-ubyte.gz" in str(error.value)
 

@@ -1,9 +1,10 @@
 """Fashion-MNIST: 70,000 photographs of clothes, 28×28 grey pixels of 256 levels, 10 classes.
 
-Read from the four files of the original, as Debian's package dataset-fashion-mnist installs them: gzip around IDX, which
-is a magic number 0x0800 + axes, the sizes of the axes, big-endian 32 bits each, and the bytes of the array.
+Read from the four files of the original, as Debian's package dataset-fashion-mnist installs them: gzip around IDX,
+which is the number 0x0800 + axes, the sizes of the axes, of big-endian 32 bits each, and the bytes of the array.
 
-Source: Xiao, Rasul & Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms", 2017.
+Source: Xiao, Rasul & Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms",
+2017.
 """
 
 import dataclasses
@@ -73,8 +74,8 @@ def _read(path: Path, axes: int) -> UInt8[np.ndarray, "..."]:
         content = gzip.decompress(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(
-            f"data: there is no {path}; run: apt-get install dataset-fashion-mnist, or set data.directory to the folder "
-            "of its four files"
+            f"data: there is no {path}; run: apt-get install dataset-fashion-mnist, or set data.directory to the "
+            "folder of its four files"
         ) from error
     except (OSError, EOFError, zlib.error) as error:  # what gzip raises for damaged files, and the system's own
         raise UserError(f"data: {path} cannot be read: {error}") from error
