@@ -13,15 +13,14 @@ Paper:     Song et al., "Score-Based Generative Modeling through Stochastic Diff
 
 from ml_collections import ConfigDict
 
-from configs.bases import data_digits, model_ncsnpp_small
+from configs.bases import arguments, data_digits, model_ncsnpp_small
 
 VARIANTS = ("vp", "subvp", "ve", "likelihood", "vdm", "cld")
 
 
 def get_config(variant: str = "vp") -> ConfigDict:
     """variant: a noise process, or what is special about the training; one of `VARIANTS`."""
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r}; valid: {', '.join(VARIANTS)}")
+    arguments.check(variant, VARIANTS)
     sde = {"likelihood": "vp"}.get(variant, variant)
     config = ConfigDict()
     config.seed = 0

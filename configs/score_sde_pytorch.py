@@ -41,6 +41,7 @@ def get_config(path: str) -> ConfigDict:
         batch_size=training.get("batch_size", 128),
         ema_rate=model["ema_rate"],
     )
+    config.training.flip = data.get("random_flip", True)
     predictor, corrector = sampling.get("predictor", "reverse_diffusion"), sampling.get("corrector", "none")
     score_sde.sampling(
         config,

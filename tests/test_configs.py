@@ -101,6 +101,7 @@ def test_the_published_settings_are_kept(name):
     assert ours["data"]["low"] == (-1 if original["data"]["centered"] else 0)
     assert ours["training"]["batch_size"] == original["training"]["batch_size"]
     assert ours["training"]["duration"] == f"{original['training']['n_iters'] - 1} steps"
+    assert ours["training"]["flip"] == original["data"]["random_flip"]
     rate, half_life = original["model"]["ema_rate"], float(ours["training"]["ema_half_lives"][0].split()[0])
     assert 0.5 ** (1 / half_life) == pytest.approx(rate, abs=1e-8)
     assert ours["optimiser"]["learning_rate"] == original["optim"]["lr"]

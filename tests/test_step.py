@@ -8,13 +8,14 @@ import numpy as np
 import optax
 import pytest
 
+from score_sde import rng
 from score_sde.data import Levels
 from score_sde.denoiser import Model, Parameterisation
 from score_sde.losses import OBJECTIVES, TIMES, WEIGHTINGS, Bound, Times
 from score_sde.sde import VDM, VP
 from score_sde.training.optimiser import Optimiser
 from score_sde.training.state import TrainState, Window
-from score_sde.training.step import NO_LABEL, make_step
+from score_sde.training.step import NO_LABEL, make_step, mirrored
 
 pytestmark = pytest.mark.usefixtures("jax_rules")
 
@@ -24,7 +25,9 @@ def linear(params, x, noise_condition, condition, *, train, rng):
     return params["w"] * x + params["b"]
 
 
-def toy(seed: int = 0, sde=None, objective=None, times="uniform", apply=linear, label_drop=0.0, optimiser=None):
+def toy(
+    seed: int = 0, sde=None, objective=None, times="uniform", apply=linear, label_drop=0.0, optimiser=None, flip=False
+):
     """(step, state, batch) of a small problem: all the data are one image."""
     optimiser = optimiser or Optimiser(learning_rate=0.02).build(optax.constant_schedule(0.02))
     model = Model(sde=sde or VP(), parameterisation=Parameterisation(), apply=apply)
@@ -39,6 +42,7 @@ def toy(seed: int = 0, sde=None, objective=None, times="uniform", apply=linear, 
         half_lives=[6.6],
         label_drop=label_drop,
         seed=seed,
+        flip=flip,
     )
     params = {"network": {"w": jnp.zeros(()), "b": jnp.zeros(())}}
     if model.sde.learned:
@@ -122,6 +126,26 @@ class TestStep:
         np.testing.assert_array_equal(np.where(hidden, labels, seen), np.broadcast_to(labels, seen.shape))
         if 0 < drop < 1:
             assert len({row.tobytes() for row in hidden}) > 190  # drawn anew at each step
+
+    def test_half_of_the_images_are_mirrored(self):
+        """5 standard errors √(6400 · ¼) = 40 about 3200; an image that is not mirrored is what it was."""
+        image = np.arange(32 * 3 * 5 * 2).astype(np.uint8).reshape(32, 3, 5, 2)
+        keys_at = lambda step: rng.for_samples(rng.at_step(rng.stream(0, "mirrored"), step), jnp.arange(32))
+        one = jax.jit(mirrored)
+        seen = np.stack([one(image, keys_at(step)) for step in range(200)])
+        other = (seen != image).any(axis=(2, 3, 4))
+        np.testing.assert_array_equal(seen, np.where(other[..., None, None, None], image[:, :, ::-1], image))
+        assert 3000 <= other.sum() <= 3400
+        assert len({row.tobytes() for row in other}) > 190  # drawn anew at each step
+        np.testing.assert_array_equal(mirrored(image[4:8], keys_at(0)[4:8]), seen[0][4:8])  # each by its own key
+
+    def test_training_mirrors_where_it_is_told_to(self):
+        (plain, state, _), (flipping, _, _) = toy(), toy(flip=True)
+        image = jnp.arange(32 * 16, dtype=jnp.int32).reshape(32, 4, 4, 1) % 256
+        state = dataclasses.replace(state, params={"network": {"w": jnp.ones(()), "b": jnp.zeros(())}})
+        keys = rng.for_samples(rng.at_step(rng.stream(0, "train"), 0), jnp.arange(32))
+        loss = lambda step, image: float(jax.jit(step)(state, {"image": image}).window.loss)
+        assert loss(flipping, image) == loss(plain, mirrored(image, rng.child(keys, 4))) != loss(plain, image)
 
     def test_a_learned_process_has_its_ends_from_the_bound_and_its_shape_from_the_variance(self, monkeypatch):
         """With plain gradient descent the change of a parameter is its gradient: that of the bound for the network and

@@ -15,7 +15,7 @@ from score_sde.errors import RunFailed, UserError
 from score_sde.training import ema, loop
 from score_sde.training.duration import Duration
 from score_sde.training.interrupt import StopRequest
-from score_sde.training.optimiser import OPTIMISERS, Optimiser
+from score_sde.training.optimiser import OPTIMISERS, SCHEDULES, Optimiser
 from score_sde.training.state import TrainState, Window
 from tests import program
 
@@ -110,7 +110,16 @@ class TestOptimiser:
         rate = Optimiser(learning_rate=0.4).rate(10, 110)
         assert [float(rate(step)) for step in (10, 50, 110, 10**6)] == pytest.approx([0.4] * 4)
 
-    @pytest.mark.parametrize("schedule", ["constant", "cosine"])
+    @pytest.mark.parametrize("warmup", [0, 10, 400])
+    def test_inverse_square_root(self, warmup):
+        """EDM2's: the reference rate over √max(n/n_ref, 1), times min(n/warmup, 1)."""
+        rate = Optimiser(learning_rate=0.4, schedule="inverse_sqrt").rate(warmup, 100)
+        for step in (0, 5, 10, 50, 100, 200, 400, 10_000):
+            risen = min(step / warmup, 1) if warmup else 1
+            expected = 0.4 / math.sqrt(max(step / 100, 1)) * risen
+            assert float(rate(jnp.asarray(step, jnp.int32))) == pytest.approx(expected, rel=1e-6), step
+
+    @pytest.mark.parametrize("schedule", SCHEDULES)
     def test_no_warmup(self, schedule):
         rate = Optimiser(learning_rate=0.4, schedule=schedule).rate(0, 100)
         assert float(rate(0)) == pytest.approx(0.4)

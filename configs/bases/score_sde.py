@@ -74,7 +74,10 @@ def training(
     warmup: int = 5000,
     gradient_clip: float = 1.0,
 ) -> None:
-    """Adam with a linear warm-up. ema_rate: of the original, 0 for no averaging; here its half-life."""
+    """Adam with a linear warm-up, on images half of which are mirrored.
+
+    ema_rate: of the original, 0 for no averaging; here its half-life.
+    """
     half_life = math.log(2) / -math.log(ema_rate) if ema_rate else 0.01
     config.optimiser = ConfigDict(
         {
@@ -91,6 +94,7 @@ def training(
             "batch_size": batch_size,
             "duration": f"{iterations} steps",
             "ema_half_lives": (f"{half_life:.6g} steps",),
+            "flip": True,
             "log_every": "50 steps",
             "sample_every": "50000 steps",
             "save_every": "10000 steps",

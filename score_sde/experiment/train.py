@@ -137,6 +137,7 @@ def _step(experiment: Experiment) -> Callable[[TrainState, Any], TrainState]:
         half_lives=experiment.half_lives(),
         label_drop=experiment.training.label_drop,
         seed=experiment.seed,
+        flip=experiment.training.flip,
     )
 
 

@@ -69,6 +69,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         levels=own.levels,
         half_lives=half_lives,
         seed=own.seed,
+        flip=own.training.flip,
     )
     whole = replicated(own.mesh)
     right = jax.jit(functools.partial(_right, own, model), in_shardings=whole, out_shardings=whole)
@@ -99,7 +100,8 @@ def _config(experiment: Experiment) -> dict[str, Any]:
     """What the classifier depends on: of these its workdir is. Its duration may change, as a training's may."""
     config = experiment.config
     classifier = dict(config["classifier"])
-    training = {"duration": classifier.pop("duration"), "ema_half_lives": config["training"]["ema_half_lives"]}
+    kept = {key: config["training"][key] for key in ("ema_half_lives", "flip")}
+    training = {"duration": classifier.pop("duration"), **kept}
     shared = {key: config[key] for key in ("seed", "data", "sde", "parameterisation", "times", "optimiser")}
     return {**shared, "model": classifier, "training": training}
 

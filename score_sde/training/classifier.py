@@ -18,7 +18,7 @@ from score_sde.losses import Times
 from score_sde.losses.classification import ClassifierModel, classify
 from score_sde.training.duration import Duration
 from score_sde.training.state import TrainState
-from score_sde.training.step import make_update
+from score_sde.training.step import make_update, mirrored
 from score_sde.typing import Params
 
 
@@ -65,13 +65,15 @@ def make_classifier_step(
     levels: Levels,
     half_lives: Sequence[float],
     seed: int,
+    flip: bool = False,
 ) -> Callable[[TrainState, Batch], TrainState]:
     """The step to be compiled, on batches with labels; see `step.make_step`."""
 
     def loss_of(params: Params, batch: Batch, state: TrainState) -> Any:
         stream = lambda name: rng.at_step(rng.stream(seed, name), state.step)
         keys = rng.for_samples(stream("classifier"), jnp.arange(len(batch["image"])))
-        x_0 = levels.dequantise(batch["image"], rng.child(keys, 0))
+        image = mirrored(batch["image"], rng.child(keys, 4)) if flip else batch["image"]
+        x_0 = levels.dequantise(image, rng.child(keys, 0))
         t, factor = times.draw(model.sde, rng.child(keys, 2), state.times)
         logits = functools.partial(model.logits, params, train=True, rng=stream("classifier dropout"))
         loss = classify(logits, model.sde, x_0, batch["label"], rng.child(keys, 1), t).loss

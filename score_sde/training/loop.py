@@ -21,13 +21,14 @@ from score_sde.writers import MetricWriter, Progress, say
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """Settings. ema_half_lives: of the parameters' moving averages, one average each; `evaluation.ema` chooses one.
-    label_drop: the share of labels hidden in training, for classifier-free guidance. keep_checkpoints: how many of the
-    newest are kept."""
+    label_drop: the share of labels hidden in training, for classifier-free guidance. flip: whether images are mirrored,
+    left and right exchanged, half of the time. keep_checkpoints: how many of the newest are kept."""
 
     batch_size: int = 128
     duration: Duration = Duration(1_300_000, "steps")
     ema_half_lives: tuple[Duration, ...] = (Duration(6931, "steps"),)  # d = 0.9999
     label_drop: float = 0.0
+    flip: bool = False
     log_every: Duration = Duration(50, "steps")
     sample_every: Duration = Duration(10_000, "steps")
     save_every: Duration = Duration(10_000, "steps")

@@ -1,24 +1,32 @@
-"""Optimisers, from optax: clipping, update rule, learning-rate schedule. To add one: its line in `OPTIMISERS`."""
+r"""Optimisers, from optax: clipping, update rule, learning-rate schedule. To add one: its line in `OPTIMISERS`.
+
+After a linear warm-up, the learning rate at step n is, r the highest and `decay` in steps,
+
+    constant       r
+    cosine         from r down to 0 at n = decay, as ½ (1 + cos)
+    inverse_sqrt   r/√max(n/decay, 1), a factor on the warm-up also where that is longer       (Karras et al. 2024)
+"""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from score_sde.errors import Checks
 from score_sde.training.duration import Duration
 
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "inverse_sqrt")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimiser:
     """Settings. name: a row of `OPTIMISERS`.
 
-    schedule: after a linear `warmup`, "constant" or "cosine", which reaches 0 at `decay` from the start of training.
-    `decay` is apart from training.duration, so that training may be stopped early or extended without changing it.
+    schedule: of the learning rate; see the module. `decay` counts from the start of training, and is apart from
+    training.duration, so that training may be stopped early or extended without changing it.
     gradient_clip: largest global norm of the gradient, 0 for none. weight_decay: for "adamw", of `matrices` only.
     """
 
@@ -50,11 +58,14 @@ class Optimiser:
 
     def rate(self, warmup_steps: int, decay_steps: int) -> optax.Schedule:
         """The learning rate by step."""
+        warmup = optax.linear_schedule(0.0, self.learning_rate, warmup_steps)
+        if self.schedule == "inverse_sqrt":
+            risen = warmup if warmup_steps else optax.constant_schedule(self.learning_rate)
+            return lambda step: risen(step) / jnp.sqrt(jnp.maximum(step / max(1, decay_steps), 1.0))
         if self.schedule == "cosine":
             after = optax.cosine_decay_schedule(self.learning_rate, max(1, decay_steps - warmup_steps))
         else:
             after = optax.constant_schedule(self.learning_rate)
-        warmup = optax.linear_schedule(0.0, self.learning_rate, warmup_steps)
         return optax.join_schedules([warmup, after], [warmup_steps])
 
     def build(self, rate: optax.Schedule) -> optax.GradientTransformation:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Integer
 
 from score_sde import rng
 from score_sde.data.levels import Levels
@@ -31,16 +32,19 @@ def make_step(
     half_lives: Sequence[float],
     label_drop: float,
     seed: int,
+    flip: bool = False,
 ) -> Callable[[TrainState, Batch], TrainState]:
     """The step to be compiled: dequantise, loss and gradient, update, averages.
 
-    half_lives: of the averages, in steps. label_drop: the share of labels that are hidden.
+    half_lives: of the averages, in steps. label_drop: the share of labels that are hidden. flip: whether half of the
+    images are mirrored, see `mirrored`.
     """
 
     def loss_of(params: Params, batch: Batch, state: TrainState):
         keys = rng.for_samples(rng.at_step(rng.stream(seed, "train"), state.step), jnp.arange(len(batch["image"])))
         dropout = rng.at_step(rng.stream(seed, "dropout"), state.step)
-        x_0 = levels.dequantise(batch["image"], rng.child(keys, 0))
+        image = mirrored(batch["image"], rng.child(keys, 4)) if flip else batch["image"]
+        x_0 = levels.dequantise(image, rng.child(keys, 0))
         condition = _condition(batch, rng.child(keys, 3), label_drop)
         on_bound = _followed(params, "ends") if model.sde.learned else params
         denoiser = model.denoiser(on_bound, train=True, rng=dropout)
@@ -91,6 +95,14 @@ def _followed(params: Params, part: str) -> Params:
     """The parameters with the gradient in one part of the learned process, and not in the other."""
     process = params["process"]
     return {**params, "process": {**jax.lax.stop_gradient(process), part: process[part]}}
+
+
+def mirrored(
+    image: Integer[Array, "batch *space width channels"], keys: Keys
+) -> Integer[Array, "batch *space width channels"]:
+    """Each image as it is, or with equal probability its left and right exchanged."""
+    exchanged = rng.uniform(keys, (1,) * (image.ndim - 1)) < 0.5
+    return jnp.where(exchanged, jnp.flip(image, axis=-2), image)
 
 
 def _condition(batch: Batch, keys: Keys, label_drop: float) -> Condition:

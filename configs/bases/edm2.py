@@ -1,0 +1,56 @@
+"""What EDM2's experiments have in common: presets by size (Karras et al. 2024; train_edm2.py)."""
+
+import math
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs.bases import arguments, edm
+
+MEBI = 2**20
+BATCH_SIZE = 2048
+EMA_LENGTHS = (0.05, 0.10)  # standard deviations of the averages, in lengths of the training
+
+
+class Size(NamedTuple):
+    """channels: of the network. learning_rate: the reference. dropout. images: of the training, in 2²⁰."""
+
+    channels: int
+    learning_rate: float
+    dropout: float
+    images: int
+
+
+def apply(
+    config: ConfigDict, size: str, sizes: dict[str, Size], *, decay: int, mean: float, std: float, classes: int = 1000
+) -> None:
+    """decay: t_ref of the learning rate, in steps. mean, std: of log σ in training.
+
+    An exponential average of half-life h, in the length of the training, has the standard deviation h/log 2.
+    """
+    arguments.check(size, sizes)
+    chosen = sizes[size]
+    images = chosen.images * MEBI
+    config.model = ConfigDict(
+        {
+            "name": "edm2",
+            "channels": chosen.channels,
+            "dropout": chosen.dropout,
+            "classes": classes,
+            "dtype": "bfloat16",
+        }
+    )
+    edm.objective(config, mean=mean, std=std)
+    edm.training(
+        config,
+        images=images,
+        batch_size=BATCH_SIZE,
+        learning_rate=chosen.learning_rate,
+        half_lives=tuple(round(math.log(2) * length * images) for length in EMA_LENGTHS),
+        flip=False,
+        beta_2=0.99,
+        schedule="inverse_sqrt",
+        decay=f"{decay} steps",
+    )
+    config.training.update({"sample_every": f"{8 * MEBI} images", "save_every": f"{8 * MEBI} images"})
+    edm.sampling(config, steps=32)
