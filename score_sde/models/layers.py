@@ -6,6 +6,7 @@ Every parameter carries the names of its logical axes, which `distributed` maps 
     heads, mlp     the widened axis of an attention's and of a feed-forward's projections
     channels       of a scale, an offset or a bias
     table          rows of an embedding
+    tokens         places of learnt positions
     None           never sharded: a kernel's height and width
 
 A parameter that is fixed by design, such as random frequencies, says `trainable=False`.
