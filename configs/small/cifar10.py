@@ -1,4 +1,4 @@
-"""EDM on CIFAR-10 for one GPU in hours: DDPM++ of PARAMS M parameters, with labels.
+"""EDM on CIFAR-10 for one GPU in hours: DDPM++ of 8.8 M parameters, with labels.
 
 Command:   python main.py --config=configs/small/cifar10.py --workdir=runs/small_cifar10
 Data:      TensorFlow Datasets' cifar10.
