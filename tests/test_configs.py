@@ -18,6 +18,14 @@ FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.name != "__init__.
 IMPORTED = program.ROOT / "tests" / "fixtures" / "score_sde_pytorch" / "residual.json"
 ARGUMENTS = {
     "digits.py": ["vp", "subvp", "ve", "likelihood", "vdm", "cld"],
+    "fashion_mnist.py": ["vp", "edm"],
+    "adm/imagenet256.py": ["cond", "uncond"],
+    "dit/imagenet256.py": ["S/2", "XL/8"],
+    "sit/imagenet256.py": ["B/4"],
+    "edm/cifar10.py": ["uncond_ddpmpp", "cond_ncsnpp"],
+    "edm/afhq64.py": ["ncsnpp"],
+    "edm2/imagenet512.py": ["XS", "XXL"],
+    "edm2/imagenet64.py": ["S", "XL"],
     "score_sde_pytorch.py": [str(IMPORTED)],
 }
 # Settings of a model that make any of its kind small.
@@ -26,7 +34,25 @@ SMALL = {
     "ddpm": {"channels": 32, "channel_multipliers": "1,1", "blocks_per_resolution": 1, "attention_resolutions": 8},
     "ncsn": {"channels": 4},
     "ncsnv2": {"channels": 4},
+    "song_unet": {"channels": 8, "channel_multipliers": "1,1", "blocks_per_resolution": 1, "attention_resolutions": 8},
+    "edm2": {
+        "channels": 8,
+        "channel_multipliers": "1,1",
+        "blocks_per_resolution": 1,
+        "attention_resolutions": 8,
+        "channels_per_head": 8,
+    },
+    "adm": {
+        "channels": 32,
+        "channel_multipliers": "1,1",
+        "blocks_per_resolution": 1,
+        "attention_resolutions": 8,
+        "head_channels": 16,
+    },
+    "dit": {"depth": 1, "width": 16, "heads": 2},
 }
+# Files whose argument is the size of the network, which the settings above are instead of: one is trained.
+SIZES = ("dit/imagenet256.py", "edm2/imagenet512.py", "edm2/imagenet64.py")
 SIZE = {"ncsnv2": 16}
 
 ALL = [
@@ -34,9 +60,12 @@ ALL = [
     for path in FILES
     for argument in ARGUMENTS.get(str(path.relative_to(CONFIGS)), [""])
 ]
-each = pytest.mark.parametrize(
-    ("file", "argument"), ALL, ids=[f"{file}:{Path(argument).stem}" for file, argument in ALL]
-)
+TRAINED = [(file, argument) for file, argument in ALL if file not in SIZES or argument == ARGUMENTS[file][0]]
+
+
+def each(cases):
+    ids = [f"{file}:{Path(argument).stem if argument.endswith('.json') else argument}" for file, argument in cases]
+    return pytest.mark.parametrize(("file", "argument"), cases, ids=ids)
 
 
 @functools.cache
@@ -44,7 +73,7 @@ def _values(file, argument):
     return build.load_config(str(CONFIGS / file) + (f":{argument}" if argument else ""))
 
 
-@each
+@each(ALL)
 def test_builds_at_full_size(file, argument, tmp_path):
     experiment = build.build(_values(file, argument), {}, tmp_path / "run", "")
     experiment.check()
@@ -54,7 +83,7 @@ def test_builds_at_full_size(file, argument, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@each
+@each(ALL)
 def test_says_what_it_is(file, argument):
     """Paper, cost, what to expect and the command, which is its own."""
     text = (CONFIGS / file).read_text(encoding="utf-8")
@@ -63,13 +92,14 @@ def test_says_what_it_is(file, argument):
     assert f"--config=configs/{file}" in text
 
 
-@each
+@each(TRAINED)
 def test_trains_two_steps(file, argument, tmp_path):
     values = _values(file, argument)
     name = values["model"]["name"]
     overrides = {f"model.{key}": value for key, value in SMALL[name].items()}
     if file != "digits.py":
-        data = {"size": SIZE.get(name, 16), "records": 4, "low": values["data"]["low"]}
+        kept = {key: values["data"][key] for key in ("low", "classes", "channels") if key in values["data"]}
+        data = {"size": SIZE.get(name, 16), "records": 4, **kept}
         overrides |= {"data.source": "synthetic", **{f"data.{key}": value for key, value in data.items()}}
         overrides["evaluation.metrics"] = "frechet_pixels"
     else:
@@ -127,6 +157,27 @@ COUNTS = {
     "ve/ffhq_256_ncsnpp_continuous": 65.575,
     "ve/ffhq_ncsnpp_continuous": 105.786,
 }
+
+
+# In millions, as their papers round them.
+ROUNDED = {
+    **{f"dit/imagenet256.py:{size}/2": count for size, count in {"S": 33, "B": 130, "L": 458, "XL": 675}.items()},
+    "sit/imagenet256.py": 675,
+    "edm2/imagenet512.py:XS": 125,
+    "edm2/imagenet512.py:S": 280,
+    "edm2/imagenet512.py:M": 498,
+    "edm2/imagenet512.py:L": 778,  # 777.499, which is rounded twice
+    "edm2/imagenet512.py:XL": 1119,
+    "edm2/imagenet512.py:XXL": 1523,
+    "adm/imagenet64.py": 296,
+    "adm/imagenet256.py": 554,
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_the_published_number_of_parameters_in_millions(name, tmp_path):
+    network = build.build(build.load_config(str(CONFIGS / name)), {}, tmp_path, "").network
+    assert abs(round(network.size() / 1e6, 1) - ROUNDED[name]) <= 0.5
 
 
 @pytest.mark.parametrize("name", sorted(COUNTS))

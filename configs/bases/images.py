@@ -38,6 +38,6 @@ def apply(config: ConfigDict, name: str, *, size: int, centered: bool = True, cl
 
 
 def latents(config: ConfigDict, *, size: int) -> None:
-    """Synthetic images of ImageNet's 1,000 classes, shaped as Stable Diffusion's latents; size: of their sides."""
+    """Synthetic images in 1,000 classes, of the shape of Stable Diffusion's latents. size: of their sides."""
     config.data = ConfigDict({"source": "synthetic", "size": size, "channels": 4, "classes": 1000})
     config.evaluation = ConfigDict({"metrics": ("frechet_pixels",)})
