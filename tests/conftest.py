@@ -82,10 +82,10 @@ def refuse(capsys, compilations):
     return check
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
     """What one worker runs together, since it shares what is compiled: a file, or a network of the battery over all."""
     for item in items:
-        one = (
-            item.callspec.params.get("name") if item.path.name == "test_models.py" and hasattr(item, "callspec") else ""
-        )
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {one}"))
+        battery = item.path.name == "test_models.py" and hasattr(item, "callspec")
+        network = item.callspec.params.get("name", "") if battery else ""
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {network}"))

@@ -1,8 +1,8 @@
 """What the networks cost: `scripts/benchmark --models[=NAMES] [--batch=16] [--dtype=float32] [--against-torch]`.
 
 Of each network, at a size of some millions of parameters: seconds of compiling the forward pass and a training step
-(loss, gradient, Adam, one moving average), milliseconds of each, floating-point operations a second by the compiler's
-count of the step's, their share of what a large matrix product reaches here, parameters, and the step's memory.
+(loss, gradient, Adam, one moving average), milliseconds of each, floating-point operations a second by the count of
+the step's program, their share of what a large matrix product reaches here, parameters, and the step's memory.
 
 --against-torch adds, for the networks of `torch_unet`, the ratios of forward pass, training step and 20 evaluations of
 a sampler to the same architecture written plainly in PyTorch, with as many threads and in its faster memory layout. The
@@ -60,7 +60,7 @@ def run(flags: argparse.Namespace) -> int:
     if unknown:
         print(f"unknown networks {', '.join(unknown)}; valid: {', '.join(CASES)}")
         return 2
-    peak = matrix_peak()
+    peak = matrix_peak(flags.dtype)
     device = jax.devices()[0].device_kind
     print(f"{device}, batch {batch}, {flags.dtype}; a matrix product reaches {peak / 1e9:.0f} GFLOP/s")
     print(f"{'network':11} parameters  compiling s       forward ms   step ms   GFLOP/s  of peak   memory MB")
@@ -110,7 +110,7 @@ def compile_all(network: Network, batch: int) -> Programs:
         state[0] = step_program(state[0], x)
         return state[0]
 
-    flops = (step_program.cost_analysis() or {}).get("flops", float("nan"))
+    flops = jax.jit(step).lower(state[0], x).cost_analysis()["flops"]  # before libraries' calls hide what they compute
     return Programs(
         lambda: forward_program(kept, x), one_step, lambda: sample_program(kept, x), (first, second), flops, needed
     )
@@ -133,9 +133,10 @@ def fastest(call: Callable[[], Any], rounds: int = ROUNDS) -> float:
     return min(found)
 
 
-def matrix_peak(size: int = 2048) -> float:
-    """FLOP/s of a float32 matrix product."""
-    a = jax.random.normal(jax.random.key(0), (size, size))
+def matrix_peak(dtype: str) -> float:
+    """FLOP/s of a matrix product in the dtype."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(lambda a: a @ a).lower(a).compile()
     return 2 * size**3 / fastest(lambda: product(a))
 
