@@ -3,8 +3,8 @@
 Command:   python main.py --config=configs/fashion_mnist.py:vp --workdir=runs/fashion_mnist
 Variants:  :vp (default), DDPM++ predicting v; :edm, the same network as EDM trains it
 Data:      Debian's package, `apt-get install dataset-fashion-mnist`, or --config.data.directory=DIR with its files.
-Cost:      20,000 steps of 64 images, 21 epochs, with 1.75 M parameters; about 0.5 steps a second, 11 hours, were seen on
-           2 CPU cores that others were using too.
+Cost:      20,000 steps of 64 images, 21 epochs, with 1.75 M parameters; 11 hours at the 0.5 steps a second that were
+           seen on 2 CPU cores with much else to do.
 Expected:  pictures of clothes; its figures have not been measured yet.
 Paper:     Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021; :edm
            Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", NeurIPS 2022.
