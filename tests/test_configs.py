@@ -68,6 +68,14 @@ def each(cases):
     return pytest.mark.parametrize(("file", "argument"), cases, ids=ids)
 
 
+@pytest.fixture(autouse=True)
+def quick_compiling():
+    """What is compiled here runs twice."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @functools.cache
 def _values(file, argument):
     return build.load_config(str(CONFIGS / file) + (f":{argument}" if argument else ""))

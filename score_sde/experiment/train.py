@@ -121,7 +121,9 @@ def _initial(experiment: Experiment, task: Task, checkpoints: Checkpoints, batch
         if int(restored.state.step) < experiment.training_steps:
             say(f"train: going on from step {int(restored.state.step)} of {experiment.training_steps}")
         return restored.state
-    state = jax.jit(task.init, out_shardings=replicated(experiment.mesh))()
+    # It runs once: on a CPU most of its time would go into optimising it.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    state = jax.jit(task.init, out_shardings=replicated(experiment.mesh), compiler_options=options)()
     say(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     return state
 
