@@ -39,6 +39,7 @@ def _truth(sde, t, x_0, epsilon):
         "epsilon": epsilon,
         "v": alpha * epsilon - sigma * x_0,
         "score": -epsilon / sigma,
+        "scaled_score": -epsilon,
         "velocity": column("alpha_derivative") * x_0 + column("sigma_derivative") * epsilon,
         "edm": (x_0 - c_skip * state) / c_out,
     }
