@@ -82,10 +82,19 @@ def refuse(capsys, compilations):
     return check
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """What one worker runs together, since it shares what is compiled: a file, or a network of the battery over all."""
-    for item in items:
-        battery = item.path.name == "test_models.py" and hasattr(item, "callspec")
-        network = item.callspec.params.get("name", "") if battery else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {network}"))
+def pytest_xdist_make_scheduler(config, log):
+    """What one worker runs, since it shares what is compiled: a file, or of two long ones a network or a folder.
+
+    xdist's own groups (`--dist loadgroup`) do nothing under pytest 9.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByWhatIsCompiled(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file, _, rest = nodeid.partition("::")
+            parameters = rest.partition("[")[2].rstrip("]")
+            if file.endswith("test_models.py"):
+                return f"{file} {parameters.partition('-')[0]}"
+            return f"{file} {parameters.partition('/')[0]}" if file.endswith("test_configs.py") else file
+
+    return ByWhatIsCompiled(config, log) if config.getvalue("dist") == "loadfile" else None
