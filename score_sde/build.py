@@ -18,7 +18,8 @@ from score_sde.data import SOURCES
 from score_sde.denoiser import Parameterisation
 from score_sde.distributed.mesh import MeshSettings, check_batch_size
 from score_sde.errors import UserError, closest
-from score_sde.experiment.base import Compare, Evaluation, Experiment, Likelihood, Sampling
+from score_sde.experiment.base import Experiment
+from score_sde.experiment.settings import Compare, Evaluation, Likelihood, Sampling
 from score_sde.experiment.workdir import Workdir
 from score_sde.losses import OBJECTIVES, TIMES, WEIGHTINGS, TimeOptions
 from score_sde.models import CLASSIFIERS, NETWORKS, Network

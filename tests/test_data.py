@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from score_sde.data import SOURCES, Prefetched, Records, iterate
+from score_sde.data.synthetic import Synthetic
+from score_sde.data.tfds import TFDS
+from score_sde.errors import UserError
 
 RECORDS = 53
 BATCH = 8
@@ -157,3 +160,36 @@ class TestPrefetched:
             next(fetched)
         fetched.restore(start)
         np.testing.assert_array_equal(next(fetched)["image"], first)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar_10", "unknown data set 'cifar_10' .did you mean 'cifar10"),
+        ("cifar10", "tfds build cifar10 --file_format"),
+    ],
+)
+def test_a_set_of_tfds_that_is_not_there(name, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        TFDS(name=name, directory=str(tmp_path)).split("train")
+
+
+def test_a_damaged_set_of_tfds(tmp_path):
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        TFDS(directory=str(tmp_path)).split("train")
+
+
+def test_synthetic_images_are_the_same_at_every_call():
+    source = Synthetic(size=8, channels=2, classes=3, records=8, low=0.0)
+    one, two = source.split("train").arrays, source.split("train").arrays
+    assert one["image"].shape == (8, *source.shape) == (8, 8, 8, 2)
+    assert one["image"].dtype == np.uint8
+    assert set(one["label"]) <= {0, 1, 2}
+    np.testing.assert_array_equal(one["image"], two["image"])
+    assert len(source.split("test")) == 2
+    assert source.range == (0.0, 1.0)
+    with pytest.raises(UserError, match="multiple of 4"):
+        Synthetic(size=10)

@@ -202,6 +202,14 @@ def test_names_that_are_not_data_are_refused(stream, tmp_path):
         read_checkpoint(file)
 
 
+def test_a_stream_cannot_change_the_functions_of_the_reader(tmp_path):
+    """BUILD with a slot state sets attributes of whatever a name stands for."""
+    file = tmp_path / "a.pkl"
+    file.write_bytes(b"\x80\x02c_codecs\nencode\nN}X\x04\x00\x00\x00nameK\x01s\x86b.")
+    with pytest.raises(UserError, match="a function that is given a state"):
+        read_checkpoint(file)
+
+
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
     """A stride or an offset that reaches outside would show the memory of the process."""
     for size, stride, offset in (((4,), (1,), 0), ((2,), (2,), 0), ((1,), (1,), 3), ((2, 2), (-1, 1), 0)):

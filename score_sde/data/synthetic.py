@@ -8,45 +8,23 @@ import dataclasses
 
 import numpy as np
 
-from score_sde.data.source import Records
+from score_sde.data.source import Records, SquareImages
 from score_sde.errors import Checks
 
 COARSE = 4  # pixels of the random field a side, before it is drawn out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Synthetic:
-    """size: of an image's sides, a multiple of 4. records: in the training part; a quarter of them, at least 1, are the
-    test part. low, high: what the 256 levels are scaled to."""
+class Synthetic(SquareImages):
+    """size: a multiple of 4. records: in the training part; a quarter of them, at least 1, are the test part."""
 
-    size: int = 32
-    channels: int = 3
-    classes: int = 0
     records: int = 256
-    low: float = -1.0
-    high: float = 1.0
 
     def __post_init__(self) -> None:
         with Checks() as check:
-            check.that(
-                self.size >= COARSE and self.size % COARSE == 0, f"size must be a multiple of 4, not {self.size}"
-            )
-            check.that(self.channels >= 1, f"channels must be at least 1, not {self.channels}")
-            check.that(self.classes >= 0, f"classes must be at least 0, not {self.classes}")
+            self.check_images(check)
+            check.that(self.size % COARSE == 0, f"size must be a multiple of {COARSE}, not {self.size}")
             check.that(self.records >= 1, f"records must be at least 1, not {self.records}")
-            check.that(self.low < self.high, f"low must lie below high, not {self.low} and {self.high}")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.size, self.size, self.channels)
-
-    @property
-    def levels(self) -> int:
-        return 256
-
-    @property
-    def range(self) -> tuple[float, float]:
-        return (self.low, self.high)
 
     def split(self, name: str) -> Records:
         """ "train" or "test", with field `image`, and `label` where there are classes."""

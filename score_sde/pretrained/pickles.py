@@ -102,7 +102,7 @@ def reading(path: Any, read: Callable[[], Any]) -> Any:
     # Whatever a stream of wrong bytes can make the reader do; it runs no code of the file.
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{path} is truncated, damaged or no checkpoint ({what})") from None
+        raise UserError(f"{path} is truncated, damaged or no checkpoint ({what})") from error
 
 
 class _Reader(pickle.Unpickler):
@@ -117,7 +117,8 @@ class _Reader(pickle.Unpickler):
         if module == "torch" and name in DTYPES:
             return np.dtype(DTYPES[name])
         if (module, name) in ADMITTED:
-            return ADMITTED[module, name]
+            found = ADMITTED[module, name]
+            return found if isinstance(found, type | np.dtype) else _Sealed(found)
         if module.startswith("torch.nn.modules.") and name.isidentifier():
             return _record_class(f"{module}.{name}")
         raise NotAdmitted(f"{module}.{name}")
@@ -126,6 +127,21 @@ class _Reader(pickle.Unpickler):
         if self._storage is None or not isinstance(identity, tuple) or identity[:1] != ("storage",):
             raise pickle.UnpicklingError("a persistent id that is no storage")
         return self._storage(identity)
+
+
+class _Sealed:
+    """A function that a stream may call and nothing else: an instruction of it that sets attributes is refused."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a function that is given a state")
 
 
 def _record_class(class_name: str) -> type:
@@ -156,11 +172,11 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.nd
     return np.lib.stride_tricks.as_strided(values[offset:], size, strides, writeable=False).copy()
 
 
-def _plain_dtype(name: Any, *_: Any) -> np.dtype:
+def _plain_dtype(name: Any, *_: Any) -> "_Dtype":
     dtype = np.dtype(name)
     if dtype.kind not in PLAIN_KINDS or dtype.hasobject:
         raise NotAdmitted(f"numpy.dtype({name!r})")
-    return _Dtype(dtype)  # type: ignore[return-value]
+    return _Dtype(dtype)
 
 
 class _Dtype:
