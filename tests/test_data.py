@@ -165,7 +165,7 @@ class TestPrefetched:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cifar_10", "unknown data set 'cifar_10' .did you mean 'cifar10"),
+        ("cifar_10", "has no set 'cifar_10'"),
         ("cifar10", "tfds build cifar10 --file_format"),
     ],
 )

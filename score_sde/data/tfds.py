@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from score_sde.data.source import Records, SquareImages
-from score_sde.errors import Checks, UserError, closest
+from score_sde.errors import Checks, UserError
 
 MODES = {1: "L", 3: "RGB"}
 
@@ -43,8 +43,9 @@ class TFDS(SquareImages):
         try:
             records = tfds.data_source(self.name, split=part, data_dir=directory, download=False)
         except tfds.core.registered.DatasetNotFoundError as error:
+            catalog = "https://www.tensorflow.org/datasets/catalog/overview"
             raise UserError(
-                f"data: unknown data set {self.name!r} ({closest(self.name, tfds.list_builders())})"
+                f"data: TensorFlow Datasets has no set {self.name!r}; they are listed in {catalog}"
             ) from error
         except NotImplementedError as error:  # what it takes a set for that it does not find, too
             raise UserError(
