@@ -46,5 +46,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    environment.restart_with_huge_pages()
     environment.prepare()  # before jax is imported
     sys.exit(main(sys.argv[1:]))

@@ -1,5 +1,6 @@
 """What is set before jax is imported: only where it is known to work, and never over the user's own setting."""
 
+import os
 import subprocess
 import sys
 
@@ -23,8 +24,6 @@ def installed(monkeypatch):
         else:
             monkeypatch.setenv("XLA_FLAGS", flags)
         environment.prepare()
-        import os
-
         return os.environ.get("XLA_FLAGS")
 
     return prepare
@@ -69,6 +68,59 @@ def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=program.ROOT, check=False
     )
+
+
+@pytest.fixture
+def restarts(monkeypatch, tmp_path):
+    """restart_with_huge_pages() in such a surrounding: what it would have started, and with which tunables."""
+
+    def restart(state: str | None = "always [madvise] never", tunables: str | None = None, libc="glibc", **packages):
+        found = []
+        pages = tmp_path / "enabled"
+        if state is not None:
+            pages.write_text(state)
+        monkeypatch.setattr(environment, "_HUGE_PAGES_STATE", pages)
+        monkeypatch.setattr(environment, "_version", packages.get)
+        monkeypatch.setattr(environment.platform, "libc_ver", lambda: (libc, "2.36"))
+        monkeypatch.setattr(os, "execv", lambda program, arguments: found.append((program, arguments)))
+        if tunables is None:
+            monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+        else:
+            monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+        environment.restart_with_huge_pages()
+        return found, os.environ.get("GLIBC_TUNABLES")
+
+    return restart
+
+
+def test_restarted_with_huge_pages(restarts):
+    assert restarts() == ([(sys.executable, sys.orig_argv)], environment.HUGE_PAGES)
+
+
+@pytest.mark.parametrize(
+    "surrounding",
+    [
+        {"state": "[always] madvise never"},
+        {"state": "always madvise [never]"},
+        {"state": None},
+        {"libc": ""},
+        {"libtpu": "1.0"},
+        {"tunables": environment.HUGE_PAGES},
+        {"tunables": ""},
+    ],
+)
+def test_not_restarted(surrounding, restarts):
+    found, tunables = restarts(**surrounding)
+    assert (found, tunables) == ([], surrounding.get("tunables"))
+
+
+def test_the_program_is_restarted_as_it_was_started():
+    code = "import os, sys; from score_sde.distributed import environment; environment.restart_with_huge_pages()"
+    code += "; print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:])"
+    command, env = [sys.executable, "-c", code, "--a=b c", "d"], program.environment()
+    env.pop("GLIBC_TUNABLES", None)
+    result = subprocess.run(command, capture_output=True, text=True, env=env, cwd=program.ROOT, check=True)
+    assert result.stdout.split(maxsplit=1)[1].strip() == "['--a=b c', 'd']"
 
 
 def test_too_late_is_said():

@@ -11,8 +11,8 @@ from flax import nnx
 from score_sde.errors import UserError
 from score_sde.models import NETWORKS, Network, attention
 from score_sde.models.conditioning import ConditionEmbedding, Conditions
-from score_sde.models.layers import GroupNorm, positional_embedding
-from score_sde.models.resample import downsample, upsample
+from score_sde.models.layers import GroupNorm, conv, convolve_upsampled, pointwise, positional_embedding
+from score_sde.models.resample import downsample, upsample, upsample_convolve
 from tests.networks import (
     BATCH,
     CASES,
@@ -353,6 +353,31 @@ def test_group_norm_normalises_each_group():
     # A float32 near 1000 is known to 6e-5: a mean is off by a few of those.
     np.testing.assert_allclose(normalised.mean(axis=(1, 3)), 0, atol=3e-4)
     np.testing.assert_allclose(normalised.var(axis=(1, 3)), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("sides", [(5,), (4, 6), (2, 3, 4)])
+def test_a_convolution_after_upsampling_is_computed_before_it(sides):
+    space = len(sides)
+    key_x, key_kernel = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(key_x, (2, *sides, 3))
+    kernel = jax.random.normal(key_kernel, (*(3,) * space, 3, 4))
+    layout = "NWHD"[: space + 1] + "C"
+    numbers = (layout, layout[1:-1] + "IO", layout)
+    plain = jax.lax.conv_general_dilated(upsample(x), kernel, (1,) * space, "SAME", dimension_numbers=numbers)
+    close(upsample_convolve(x, kernel), plain, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_layers_of_pixels_are_what_they_say(dtype):
+    """An upsampled convolution with its offset; a linear map of channels."""
+    rngs = nnx.Rngs(0)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+    layer = conv(8, 4, 3, dtype=dtype, rngs=rngs)
+    layer.bias[...] = jnp.arange(4.0)
+    share = 1e-6 if dtype == jnp.float32 else 2e-2
+    close(convolve_upsampled(layer, x).astype(jnp.float32), layer(upsample(x)).astype(jnp.float32), share)
+    linear = pointwise(8, 4, dtype=jnp.float32, rngs=rngs)
+    close(linear(x), x @ linear.kernel[...], 1e-6)
 
 
 def test_down_undoes_up():

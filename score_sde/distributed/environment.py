@@ -2,12 +2,32 @@
 
 import importlib.metadata
 import os
+import platform
 import sys
+from pathlib import Path
 
 CPU_CONVOLUTION_FLAG = "--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 # An XLA that does not know the flag's value aborts the process, so it is set only where it is known.
 JAXLIBS_WITH_THE_FLAG = ("0.10.2",)
 ACCELERATOR_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin", "jax-rocm60-plugin", "libtpu")
+
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+_HUGE_PAGES_STATE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def restart_with_huge_pages() -> None:
+    """On a CPU-only installation, starts the program anew, once, with its large buffers on huge pages.
+
+    XLA takes the memory of a compiled step anew at each call, and the kernel then hands it out, zeroed, in pieces of
+    4 kB: 15 % of a U-Net's training step. glibc asks for pages of 2 MB where its tunable says so, which it reads when a
+    process starts. Does nothing where the kernel gives huge pages to all or to none, where the user set a tunable, or
+    without glibc. The process keeps its number.
+    """
+    wanted = os.environ.get("GLIBC_TUNABLES") is None and _cpu_only() and platform.libc_ver()[0] == "glibc"
+    if wanted and _HUGE_PAGES_STATE.is_file() and "[madvise]" in _HUGE_PAGES_STATE.read_text():
+        os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
+        sys.stdout.flush()
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def prepare() -> None:
@@ -20,9 +40,12 @@ def prepare() -> None:
         raise RuntimeError("score_sde.distributed.environment.prepare() must run before jax is imported")
     flags = os.environ.get("XLA_FLAGS", "")
     known = _version("jaxlib") in JAXLIBS_WITH_THE_FLAG
-    cpu_only = not any(_version(plugin) for plugin in ACCELERATOR_PLUGINS)
-    if known and cpu_only and "xla_cpu_experimental_ynn_fusion_type" not in flags:
+    if known and _cpu_only() and "xla_cpu_experimental_ynn_fusion_type" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {CPU_CONVOLUTION_FLAG}".strip()
+
+
+def _cpu_only() -> bool:
+    return not any(_version(plugin) for plugin in ACCELERATOR_PLUGINS)
 
 
 def _version(package: str) -> str | None:

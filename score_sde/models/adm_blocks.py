@@ -28,7 +28,9 @@ from score_sde.models.layers import (
     GroupNorm,
     across,
     conv,
+    convolve_upsampled,
     dense,
+    pointwise,
     positional_embedding,
     rematerialised,
 )
@@ -143,12 +145,13 @@ class Block(nnx.Module):
         self.norm_out = norm(out_channels, dtype=dtype)
         self.dropout = nnx.Dropout(settings.dropout)
         self.conv_out = conv(out_channels, out_channels, 3, init=ZERO, **options)
-        # A 1×1 convolution as a matrix: XLA would otherwise move it into the layout of convolutions and back.
-        self.skip = dense(in_channels, out_channels, init=START, **options) if in_channels != out_channels else None
+        self.skip = pointwise(in_channels, out_channels, init=START, **options) if in_channels != out_channels else None
 
     def __call__(self, x: Image, embedding: Embedding, *, train: bool, rng: jax.Array | None) -> Image:
         """embedding: silu of it, which is all that the blocks use."""
-        h = self.conv_in(resampled(jax.nn.silu(self.norm_in(x)), self.resample))
+        h = jax.nn.silu(self.norm_in(x))
+        up = self.resample == "up"
+        h = convolve_upsampled(self.conv_in, h) if up else self.conv_in(resampled(h, self.resample))
         told = across(self.embedding(embedding), h.ndim)
         if self.scale_shift:
             scale, shift = jnp.split(told, 2, axis=-1)
@@ -186,8 +189,8 @@ class SelfAttention(nnx.Module):
         options = {"dtype": dtype, "rngs": rngs}
         self.heads, self.order = settings.heads_of(channels), settings.attention_order
         self.norm = norm(channels, dtype=dtype)
-        self.query_key_value = dense(channels, 3 * channels, init=START, axes=("in", "heads"), **options)
-        self.output = dense(channels, channels, init=ZERO, axes=("heads", "out"), **options)
+        self.query_key_value = pointwise(channels, 3 * channels, init=START, axes=("in", "heads"), **options)
+        self.output = pointwise(channels, channels, init=ZERO, axes=("heads", "out"), **options)
 
     def __call__(self, x: Image) -> Image:
         projected = self.query_key_value(self.norm(x))
@@ -239,7 +242,7 @@ class Resample(nnx.Module):
     def __call__(self, x: Image) -> Image:
         if self.conv is None:
             return resampled(x, self.way)
-        return self.conv(upsample(x) if self.way == "up" else x)
+        return convolve_upsampled(self.conv, x) if self.way == "up" else self.conv(x)
 
 
 def between(way: str, channels: int, settings: UNetSettings, *, rngs: nnx.Rngs) -> Layer | Resample:

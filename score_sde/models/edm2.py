@@ -38,7 +38,7 @@ from score_sde.models.magnitude import (
     project_kernels,
     unit,
 )
-from score_sde.models.resample import downsample, upsample
+from score_sde.models.resample import NAIVE, downsample, upsample
 from score_sde.typing import Condition, Params, PerSample
 
 Image = Float[Array, "batch height width channels"]
@@ -180,11 +180,13 @@ class Block(nnx.Module):
         self.cross = MPCrossAttention(channels, settings.token_features, heads, balance, **options) if crosses else None
 
     def __call__(self, x: Image, embedding: Embedding, tokens: Any, *, train: bool, rng: jax.Array | None) -> Image:
+        naive_up = self.resample == "up" and self.settings.resample_filter == NAIVE
+        h = self.conv_in(mp_swish(x), upsampled=True) if naive_up else None
         if self.resample != "none":
             x = (upsample if self.resample == "up" else downsample)(x, self.settings.resample_filter)
         if self.way == "down":
             x = unit(self._skipped(x))
-        h = self.conv_in(mp_swish(x))
+        h = self.conv_in(mp_swish(x)) if h is None else h
         factor = 1 + self.embedding(embedding, self.embedding_gain[...])
         h = mp_swish(h * across(factor.astype(h.dtype), h.ndim))
         h = self.conv_out(self.dropout(h, deterministic=not train, rngs=rng))

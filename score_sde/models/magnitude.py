@@ -23,7 +23,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from score_sde.models.attention import attend, split_heads
-from score_sde.models.layers import Axes, Dtype, parameter
+from score_sde.models.layers import Axes, Dtype, convolve_places, parameter
+from score_sde.models.resample import upsample_convolve
 from score_sde.typing import Params
 
 SWISH_MAGNITUDE = 0.596  # of swish(x), x ~ N(0, 1)
@@ -78,12 +79,17 @@ class MPConv(nnx.Module):
         self.kernel = parameter(unit_kernel(value), *(None for _ in window), *axes)
         self.dtype = dtype
 
-    def __call__(self, x: Image, gain: Float[Array, ""] | float = 1.0) -> Float[Array, "batch *space out"]:
+    def __call__(
+        self, x: Image, gain: Float[Array, ""] | float = 1.0, *, upsampled: bool = False
+    ) -> Float[Array, "batch *space out"]:
+        """upsampled: the convolution of `upsample(x)` instead."""
         fan_in = math.prod(self.kernel.shape[:-1])
         weight = (unit_kernel(self.kernel[...]) * (gain / math.sqrt(fan_in))).astype(self.dtype)
         x = x.astype(self.dtype)
         if weight.ndim == 2:
-            return x @ weight
+            return x @ weight if x.ndim == 2 else convolve_places(x, weight)
+        if upsampled:
+            return upsample_convolve(x, weight)
         return jax.lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 

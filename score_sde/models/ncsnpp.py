@@ -24,6 +24,7 @@ from score_sde.models.layers import (
     FourierEmbedding,
     conv,
     dense,
+    pointwise,
     positional_embedding,
     rematerialised,
 )
@@ -111,7 +112,7 @@ class NCSNppModule(nnx.Module):
     def _join_input(settings: NCSNpp, channels: int, pyramid: int, join: list[Any], rngs: nnx.Rngs) -> tuple[int, int]:
         """Adds what feeds the image in again; the channels after it, and those of the image's pyramid."""
         if settings.progressive_input == "input_skip":
-            join.append(dense(pyramid, channels, dtype=DTYPES[settings.dtype], rngs=rngs))
+            join.append(pointwise(pyramid, channels, dtype=DTYPES[settings.dtype], rngs=rngs))
             return channels * (2 if settings.progressive_combine == "cat" else 1), pyramid
         if settings.progressive_input == "residual":
             join.append(Downsample(pyramid, channels, settings, convolution=True, rngs=rngs))

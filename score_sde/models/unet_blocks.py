@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from score_sde.errors import Checks, UserError
 from score_sde.models.attention import CrossAttention, attend
 from score_sde.models.conditioning import check_image
-from score_sde.models.layers import DTYPES, GroupNorm, across, conv, dense
+from score_sde.models.layers import DTYPES, GroupNorm, across, conv, convolve_upsampled, dense, pointwise
 from score_sde.models.resample import NAIVE, downsample, smooth, upsample
 from score_sde.models.sigmas import Sigmas
 from score_sde.models.video import AttentionOverTime
@@ -144,8 +144,8 @@ class Attention(nnx.Module):
         self.norm = GroupNorm(channels, groups=settings.groups or None, dtype=dtype)
         # Three projections of fan-out C in one of 3C: twice the scale makes the variance that of each.
         options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
-        self.query_key_value = dense(channels, 3 * channels, scale=2 * SMALL_SCALE, axes=("in", "heads"), **options)
-        self.output = dense(channels, channels, scale=0.0, axes=("heads", "out"), **options)
+        self.query_key_value = pointwise(channels, 3 * channels, scale=2 * SMALL_SCALE, axes=("in", "heads"), **options)
+        self.output = pointwise(channels, channels, scale=0.0, axes=("heads", "out"), **options)
         self.rescale = math.sqrt(0.5) if settings.skip_rescale else 1.0
 
     def __call__(self, x: Image) -> Image:
@@ -175,11 +175,14 @@ class Block(nnx.Module):
         self.conv_out = conv(out_channels, out_channels, 3, scale=0.0, **options)
         changed = in_channels != out_channels or resample != "none"
         scale = 1.0 if settings.block == "biggan" else SMALL_SCALE
-        # A 1×1 convolution as a matrix: XLA would otherwise move it into the layout of convolutions and back.
-        self.skip = dense(in_channels, out_channels, scale=scale, dtype=dtype, rngs=rngs) if changed else None
+        self.skip = pointwise(in_channels, out_channels, scale=scale, dtype=dtype, rngs=rngs) if changed else None
 
     def __call__(self, x: Image, embedding: Embedding | None, *, train: bool, rng: jax.Array | None) -> Image:
-        h = self.conv_in(self._resampled(jax.nn.swish(self.norm_in(x))))
+        h = jax.nn.swish(self.norm_in(x))
+        if self.resample == "up" and self.kernel == NAIVE:
+            h = convolve_upsampled(self.conv_in, h)
+        else:
+            h = self.conv_in(self._resampled(h))
         if embedding is not None:
             h = h + across(self.embedding(embedding), h.ndim)
         h = jax.nn.swish(self.norm_out(h))
@@ -215,7 +218,9 @@ class Upsample(nnx.Module):
     def __call__(self, x: Image) -> Image:
         if self.conv is None:
             return upsample(x, self.kernel)
-        return self.conv(upsample(x, self.kernel, border=1 if self.fir else 0))
+        if self.kernel == NAIVE and not self.fir:
+            return convolve_upsampled(self.conv, x)
+        return self.conv(upsample(x, self.kernel, border=1))
 
 
 class Downsample(nnx.Module):
