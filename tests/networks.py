@@ -101,6 +101,7 @@ VARIANTS = {
         {"progressive": "residual", "progressive_input": "input_skip", "progressive_combine": "cat", **PYRAMID},
         {"block": "ddpm", "skip_rescale": False, "fir": True, "scale_by_sigma": True, "centered": False},
         {"block": "ddpm", "resample_convolution": False},
+        {"channels": 10, "activation": "lrelu"},
     ],
     "dit": [{}, {"positions": "rotary"}],
     "audio_unet": [{}, {"block": "ddpm", "fir": True}],

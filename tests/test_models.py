@@ -153,6 +153,49 @@ def test_a_condition_is_refused_without_its_setting(name):
 
 
 @named
+def test_a_condition_of_a_wrong_shape_is_refused(name):
+    """Nothing is stretched or repeated: that would mix samples."""
+    x, noise = inputs(name)
+    of, right = network(name, conditioned(name)), condition(name)
+    space = SMALL[name][1][0][:-1]
+    mask = jnp.ones((BATCH, 6), bool)
+    wrong = [
+        ({"label": jnp.zeros(1, int)}, r"'label' must be of shape \(3\), not \(1,\)"),
+        ({"label": jnp.zeros(BATCH)}, "'label' must be integers, not float32"),
+        ({"vector": jnp.zeros((BATCH, 1))}, r"'vector' must be of shape \(3, 3\)"),
+        ({"augment": jnp.zeros((1, 3))}, r"'augment' must be of shape \(3, 3\)"),
+        ({"tokens": jnp.zeros((BATCH, 6, 1))}, r"'tokens' must be of shape \(3, any, 5\)"),
+        ({"tokens": right["tokens"], "mask": mask[:, :1]}, r"'mask' must be of shape \(3, 6\), not \(3, 1\)"),
+        ({"mask": mask}, "mask needs tokens"),
+        ({"image": jnp.zeros((1, *space, 2))}, "'image' must be of shape"),
+        ({"image": jnp.zeros((BATCH, *space, 1))}, "'image' must be of shape"),
+        ({"drop": jnp.zeros(1, bool)}, r"'drop' must be of shape \(3\)"),
+        ({"drop": jnp.zeros(BATCH, int)}, "'drop' must be booleans"),
+    ]
+    params = jax.eval_shape(of.init, jax.random.key(0))
+    for told, message in wrong:
+        with pytest.raises(UserError, match=message):
+            jax.eval_shape(lambda params, told=told: of.apply(params, x, noise, told, train=False, rng=None), params)
+
+
+@named
+def test_a_sample_has_something_on_every_axis(name):
+    settings, (shape, _) = SMALL[name]
+    for axis in range(len(shape)):
+        with pytest.raises(UserError, match="at least 1 long on every axis"):
+            Network(NETWORKS[name](**settings), (*shape[:axis], 0, *shape[axis + 1 :]))
+
+
+@named
+def test_an_error_of_shape_names_the_network(name):
+    settings, (shape, _) = SMALL[name]
+    halved = len(settings.get("channel_multipliers", ())) > 1
+    for wrong in [(*shape, 2), *([(*shape[:-2], shape[-2] + 1, shape[-1])] if halved else [])]:
+        with pytest.raises(UserError, match=f"^{name} "):
+            Network(NETWORKS[name](**settings), wrong)
+
+
+@named
 def test_remat_and_chunked_attention_change_nothing(name, monkeypatch):
     x, noise = inputs(name)
     told = condition(name)
@@ -257,6 +300,13 @@ def test_what_is_absent_is_as_what_is_dropped():
     equal(told({"label": jnp.array([-1, -1])}), told(None))
 
 
+def test_labels_that_are_none_of_the_classes_are_no_label():
+    told = Told()
+    for label in (-2, -1, 4, 100):
+        equal(told({"label": jnp.array([label, 1])})[0], told({"label": jnp.array([-1, 1])})[0])
+    assert not np.allclose(told({"label": jnp.array([0, 3])})[0], told(None)[0])
+
+
 def test_tokens_that_are_masked_or_dropped_are_zeros_that_do_not_count():
     tokens, told = jnp.full((2, 3, 5), jnp.nan).at[:, 0].set(1.0), Told()
     _, values, counts, _ = told({"tokens": tokens, "mask": jnp.array([[True, False, False]] * 2)})
@@ -289,8 +339,8 @@ def test_wrong_shapes_are_refused_with_the_nearest_right_one():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"channels": 10}, "channels"),
-        ({"channels": 4}, "channels"),
+        ({"channels": 3}, "channels must be at least 4"),
+        ({"activation": "gelu"}, "unknown activation 'gelu'"),
         ({"channel_multipliers": ()}, "channel_multipliers"),
         ({"channel_multipliers": (1, 0)}, "channel_multipliers"),
         ({"blocks_per_resolution": 0}, "blocks_per_resolution"),

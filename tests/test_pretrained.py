@@ -27,7 +27,7 @@ from tests import program
 from tests.networks import quick_jit
 
 FOLDER = Path(__file__).parent / "fixtures" / "score_sde_pytorch"
-NAMES = ["pyramids", "residual", "ddpm"]
+NAMES = ["pyramids", "residual", "ddpm", "options"]
 CONFIG = program.ROOT / "configs" / "score_sde_pytorch.py"
 
 

@@ -42,14 +42,22 @@ from score_sde.typing import Condition
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ADM(UNetSettings, Conditions):
-    """Settings of the network. learned_variance: see the module."""
+    """Settings of the network. learned_variance: see the module. heads_up: `heads` on the way up, 0 for the same."""
 
     learned_variance: bool = False
+    heads_up: int = 0
 
     def __post_init__(self) -> None:
         with Checks() as check:
+            check.that(self.heads_up >= 0, f"heads_up must be at least 0, not {self.heads_up}")
             self.check_unet(check)
             self.check_conditions(check)
+        if self.heads_up:
+            self.way_up()
+
+    def way_up(self) -> "ADM":
+        """The settings of the way up."""
+        return dataclasses.replace(self, heads=self.heads_up or self.heads, heads_up=0)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
@@ -71,10 +79,11 @@ class ADMModule(nnx.Module):
         told: dict[str, Any] = {"token_features": settings.token_features, "rngs": rngs}
         self.encoder = Encoder(settings, (*shape[:-1], shape[-1] + settings.image_channels), **told)
         channels, skips, up = self.encoder.channels, list(self.encoder.skips), []
+        settings_up = settings.way_up()
         for number, width in reversed(list(enumerate(settings.widths))):
             layers, attends = [], shape[0] // 2**number in settings.attention_resolutions
             for _ in range(settings.blocks_per_resolution + 1):
-                layers.append(Layer(channels + skips.pop(), width, settings, attends=attends, **told))
+                layers.append(Layer(channels + skips.pop(), width, settings_up, attends=attends, **told))
                 channels = width
             up.append(Level(layers, between("up", channels, settings, rngs=rngs) if number else None))
         self.up = nnx.List(up)
@@ -105,6 +114,7 @@ class ADMModule(nnx.Module):
     ) -> tuple[Image, Image]:
         """The prediction, and v of the learned variance; see the module. Needs `learned_variance`."""
         assert self.settings.learned_variance
+        self.settings.check_condition(condition, x.shape)
         mean, variance = jnp.split(self._output(x, noise_condition, condition, train=train, rng=rng), 2, axis=-1)
         return mean, variance
 

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from score_sde.errors import Checks, UserError
+from score_sde.errors import Checks
 from score_sde.models.attention import CrossAttention, Heads, attend
-from score_sde.models.conditioning import check_image
+from score_sde.models.conditioning import check_unet
 from score_sde.models.layers import (
     DTYPES,
     Dtype,
@@ -102,11 +102,7 @@ class UNetSettings:
 
     def check_sides(self, network: str, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
-        check_image(network, shape, 2 ** (len(self.channel_multipliers) - 1))
-        heights = [shape[0] // 2**level for level in range(len(self.channel_multipliers))]
-        unknown = [height for height in self.attention_resolutions if height not in heights]
-        if unknown:
-            raise UserError(f"{network}: attention_resolutions {unknown} are none of the heights {heights} it works at")
+        check_unet(network, shape, len(self.channel_multipliers), self.attention_resolutions)
 
 
 def norm(channels: int, *, dtype: Dtype) -> GroupNorm:

@@ -2,7 +2,7 @@
 
 A condition is None or a dict with any of
 
-    label    `(batch,)` integers in [0, classes); −1 says "no label"
+    label    `(batch,)` integers in [0, classes); any other, as −1, says "no label"
     vector   `(batch, vector_features)`
     tokens   `(batch, length, token_features)`, and optionally mask `(batch, length)`, True where a token counts
     image    `(batch, *space, image_channels)`, concatenated to x on channels; resized where its size is not that of x
@@ -16,6 +16,7 @@ network serves with and without a condition, as classifier-free guidance needs (
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,9 @@ SETTING = {
     "image": "image_channels",
     "augment": "augment_features",
 }
+# What the parts of a condition hold, where not any numbers.
+KINDS = {"label": (jnp.integer, "integers"), "mask": (jnp.bool_, "booleans"), "drop": (jnp.bool_, "booleans")}
+ANY = -1  # a side of any length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,17 +70,44 @@ class Conditions:
             value = getattr(self, setting)
             check.that(0 <= value <= 10**6, f"{setting} must lie in [0, 1e6], not {value}")
 
-    def check_condition(self, condition: Condition) -> None:
-        """Raises UserError where a network with these settings cannot take the condition."""
+    def check_condition(self, condition: Condition, shape: tuple[int, ...]) -> None:
+        """Raises UserError where a network with these settings cannot take the condition beside x of `shape`."""
         if condition is None:
             return
-        given = set(condition) - {"drop", "mask"}
-        unknown = given - set(SETTING)
+        shapes = self._shapes(condition, shape)
         with Checks() as check:
-            check.that(not unknown, f"unknown condition {', '.join(sorted(unknown))} (valid: {', '.join(SETTING)})")
-            for name in sorted(given - unknown):
-                setting = SETTING[name]
-                check.that(getattr(self, setting) > 0, f"a network with {setting}=0 takes no condition {name!r}")
+            for name, value in sorted(condition.items()):
+                if name not in shapes:
+                    valid = "mask needs tokens" if name == "mask" else f"valid: {', '.join(SETTING)}, mask, drop"
+                    check.that(False, f"unknown condition {name} ({valid})")
+                    continue
+                setting, wanted, given = SETTING.get(name), shapes[name], jnp.shape(value)
+                if setting is not None and getattr(self, setting) == 0:
+                    check.that(False, f"a network with {setting}=0 takes no condition {name!r}")
+                    continue
+                fits = len(given) == len(wanted) and all(a in (b, ANY) for a, b in zip(wanted, given, strict=True))
+                check.that(fits, f"the condition {name!r} must be of shape {_written(wanted)}, not {given}")
+                kind, kinds = KINDS.get(name, (jnp.number, "numbers"))
+                right = jnp.issubdtype(jnp.result_type(value), kind)
+                check.that(right, f"the condition {name!r} must be {kinds}, not {jnp.result_type(value)}")
+
+    def _shapes(self, condition: dict[str, Any], shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """The shape of each part of the condition beside x of `shape`, `ANY` where it may be any; see the module."""
+        batch, space = shape[0], len(shape) - 2
+        tokens = condition.get("tokens")
+        return {
+            "label": (batch,),
+            "vector": (batch, self.vector_features),
+            "tokens": (batch, ANY, self.token_features),
+            **({} if tokens is None else {"mask": (batch, *jnp.shape(tokens)[1:2])}),
+            "image": (batch, *(ANY for _ in range(space)), self.image_channels),
+            "augment": (batch, self.augment_features),
+            "drop": (batch,),
+        }
+
+
+def _written(shape: tuple[int, ...]) -> str:
+    return f"({', '.join('any' if side == ANY else str(side) for side in shape)})"
 
 
 class ConditionEmbedding(nnx.Module):
@@ -108,11 +139,11 @@ class ConditionEmbedding(nnx.Module):
 
     def features(self, condition: Condition, batch: int) -> Float[Array, "batch features"] | None:
         """Label, vector and augmentation in one; None for a network that takes none of these."""
-        self.settings.check_condition(condition)
         keep, parts = kept(condition, batch), []
         if self.settings.classes:
-            label = jnp.full(batch, -1) if not _has(condition, "label") else jnp.where(keep, condition["label"], -1)
-            parts.append(self.label(label + 1))  # row 0 is that of no label
+            label = condition["label"] if _has(condition, "label") else jnp.full(batch, -1)
+            known = keep & (label >= 0) & (label < self.settings.classes)
+            parts.append(self.label(jnp.where(known, label + 1, 0)))  # row 0 is that of no label
         if self.settings.vector_features:
             null = jnp.broadcast_to(self.null_vector[...][None], (batch, self.settings.vector_features))
             vector = null if not _has(condition, "vector") else jnp.where(keep[:, None], condition["vector"], null)
@@ -148,9 +179,10 @@ class ConditionEmbedding(nnx.Module):
             return x
         image = jnp.zeros((*x.shape[:-1], self.settings.image_channels), x.dtype)
         if _has(condition, "image"):
-            image = jax.image.resize(condition["image"], image.shape, "bilinear").astype(x.dtype)
-            keep = kept(condition, x.shape[0])
-            image = jnp.where(across(keep[:, None], x.ndim), image, jnp.zeros_like(image))
+            given = condition["image"]
+            size = (len(given), *x.shape[1:-1], given.shape[-1])
+            image = jax.image.resize(given, size, "bilinear").astype(x.dtype)
+            image = jnp.where(across(kept(condition, len(x))[:, None], x.ndim), image, jnp.zeros_like(image))
         return jnp.concatenate([x, image], axis=-1)
 
 
@@ -161,6 +193,23 @@ def kept(condition: Condition, batch: int) -> Bool[Array, "batch"]:
 
 def _has(condition: Condition, name: str) -> bool:
     return condition is not None and name in condition
+
+
+def check_unet(
+    network: str, shape: tuple[int, ...], levels: int, attention_resolutions: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The heights of a U-Net for images, each half of the one before.
+
+    Raises UserError unless `shape` is (height, width, channels) that halves so, and attention is at some of them.
+    """
+    check_image(network, shape, 2 ** (levels - 1))
+    heights = tuple(shape[0] // 2**level for level in range(levels))
+    unknown = [height for height in attention_resolutions if height not in heights]
+    if unknown:
+        raise UserError(
+            f"{network}: attention_resolutions {unknown} are none of the heights {list(heights)} it works at"
+        )
+    return heights
 
 
 def check_image(network: str, shape: tuple[int, ...], factor: int) -> None:

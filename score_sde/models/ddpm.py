@@ -25,6 +25,7 @@ class DDPM(Sigmas):
     attention_resolutions: tuple[int, ...] = (16,)
     resample_convolution: bool = True
     noise_conditional: bool = True
+    activation: str = "swish"
     dropout: float = 0.1
     dtype: str = "float32"
     remat: bool = False
@@ -37,7 +38,7 @@ class DDPM(Sigmas):
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
-        self.general().check_shape(shape)
+        self.general().check_image_shape("ddpm", shape)
 
     def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> NCSNppModule:
         """The module for samples of `shape`."""

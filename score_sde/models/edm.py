@@ -59,7 +59,7 @@ class SongUNet(Conditions):
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
-        self.general().check_shape(shape)
+        self.general().check_image_shape("song_unet", shape)
 
     def build(self, shape: tuple[int, ...], rngs: nnx.Rngs) -> NCSNppModule:
         """The module for samples of `shape`."""

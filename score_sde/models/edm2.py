@@ -16,6 +16,7 @@ u(σ), the logarithm of the loss's variance at a noise level:
 """
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -25,7 +26,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from score_sde.errors import Checks, UserError
-from score_sde.models.conditioning import ConditionEmbedding, Conditions, check_image, kept
+from score_sde.models.conditioning import ConditionEmbedding, Conditions, check_unet, kept
 from score_sde.models.layers import DTYPES, across, parameter, rematerialised
 from score_sde.models.magnitude import (
     MPAttention,
@@ -104,11 +105,7 @@ class EDM2(Conditions):
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
-        check_image("edm2", shape, 2 ** (len(self.channel_multipliers) - 1))
-        heights = [shape[0] // 2**level for level in range(len(self.channel_multipliers))]
-        unknown = [height for height in self.attention_resolutions if height not in heights]
-        if unknown:
-            raise UserError(f"edm2: attention_resolutions {unknown} are none of the heights {heights} it works at")
+        heights = check_unet("edm2", shape, len(self.channel_multipliers), self.attention_resolutions)
         widths = {width for width, height in zip(self.widths, heights, strict=True) if self.attends(height)}
         for width in sorted({*widths, self.widths[-1]}):
             heads = self.heads(width)
@@ -209,7 +206,7 @@ class EDM2Module(nnx.Module):
         dtype: Any = DTYPES[settings.dtype]
         self.settings, self.dtype = settings, dtype
         self._build_embedding(settings, rngs)
-        self.conv_in = MPConv(shape[-1] + settings.image_channels + 1, settings.channels, 3, dtype=dtype, rngs=rngs)
+        self.conv_in = MPConv(shape[-1] + settings.image_channels + 1, settings.widths[0], 3, dtype=dtype, rngs=rngs)
         skips = self._build_down(settings, shape[0], rngs)
         self._build_up(settings, shape[0], skips, rngs)
         self.conv_out = MPConv(settings.widths[0], shape[-1], 3, dtype=dtype, rngs=rngs)
@@ -276,10 +273,9 @@ class EDM2Module(nnx.Module):
     ) -> Image:
         """The raw prediction, float32, of the shape of x. rng is needed where train and dropout > 0."""
         settings = self.settings
-        settings.check_condition(condition)
         embedding = self._embedding(noise_condition, condition)
         tokens = self.others.tokens(condition, len(x)) if settings.token_features else None
-        numbers = iter(range(1_000_000))
+        numbers = itertools.count()
 
         def run(block: Block, h: Image) -> Image:
             key = None if rng is None else jax.random.fold_in(rng, next(numbers))
@@ -308,7 +304,7 @@ class EDM2Module(nnx.Module):
         told, parts = condition or {}, []
         if settings.classes:
             label = jnp.where(keep, told.get("label", -1), -1)
-            row = jax.nn.one_hot(label, settings.classes)  # −1 is a row of zeros
+            row = jax.nn.one_hot(label, settings.classes)  # what is none of them is a row of zeros
             parts.append(self.label(row * math.sqrt(settings.classes)))
         if settings.vector_features:
             null = self.null_vector[...][None]

@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from score_sde.errors import UserError
 from score_sde.typing import Condition, Data, Params, PerSample
 
 
@@ -46,6 +47,9 @@ class Settings(Labelled, Protocol):
     def project(self, params: Params) -> Params:
         """See `Network.project`."""
         ...
+
+    def check_condition(self, condition: Condition, shape: tuple[int, ...]) -> None:
+        """Raises UserError where the network cannot take the condition beside x of `shape`."""
 
 
 def new_params(settings: Builder, shape: tuple[int, ...], key: jax.Array) -> Params:
@@ -92,6 +96,8 @@ class Functional:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        if not all(side >= 1 for side in self.shape):
+            raise UserError(f"samples must be at least 1 long on every axis, not of shape {self.shape}")
         self.settings.check_shape(self.shape)
 
     def init(self, key: jax.Array) -> Params:
@@ -123,7 +129,8 @@ class Network(Functional):
         train: bool,
         rng: jax.Array | None,
     ) -> Data:
-        """The network's output; see `score_sde.typing.NetworkApply`."""
+        """The network's output; see `score_sde.typing.NetworkApply`. Raises UserError for a wrong condition."""
+        self.settings.check_condition(condition, x.shape)
         module = with_params(self.settings, self.shape, params)
         return module(x, noise_condition, condition, train=train, rng=rng)
 

@@ -1,14 +1,15 @@
 r"""DDPM++ and NCSN++: the U-Nets of Song et al. 2021, appendix H, and with other settings DDPM's (Ho et al. 2020).
 
-    embedding   e = W₂ swish(W₁ γ(noise condition)) + condition
+    embedding   e = W₂ φ(W₁ γ(noise condition)) + condition
     down        blocks and attention at each resolution, then R = down (BigGAN) or a convolution of stride 2 (DDPM)
     up          the same with the skip connections concatenated, one block more a resolution
 
-The blocks and the resampling R are those of `unet_blocks`. NCSN++ joins the image itself, resampled, to each resolution
-(`progressive_input`), and may build the output up over the resolutions (`progressive`).
+The blocks, φ and the resampling R are those of `unet_blocks`. NCSN++ joins the image itself, resampled, to each
+resolution (`progressive_input`), and may build the output up over the resolutions (`progressive`).
 """
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -31,6 +32,7 @@ from score_sde.models.layers import (
 from score_sde.models.resample import NAIVE, downsample, upsample
 from score_sde.models.sigmas import over
 from score_sde.models.unet_blocks import (
+    ACTIVATIONS,
     Attended,
     Block,
     BlockSettings,
@@ -164,7 +166,7 @@ class NCSNppModule(nnx.Module):
         """The raw prediction, float32, of the shape of x. rng is needed where train and dropout > 0."""
         embedding = self._embedding(noise_condition, condition)
         tokens = self.condition.tokens(condition, len(x)) if self.settings.token_features else None
-        numbers = iter(range(1_000_000))
+        numbers = itertools.count()
 
         def run(block: Any, h: Array) -> Array:
             if not isinstance(block, Block):
@@ -233,11 +235,11 @@ class NCSNppModule(nnx.Module):
         return h, pyramid
 
     def _embedding(self, noise_condition: Float[Array, "batch"], condition: Condition) -> Embedding | None:
-        """swish of the embedding, which is all that the blocks use of it."""
-        settings = self.settings
+        """φ of the embedding, which is all that the blocks use of it."""
+        settings, activation = self.settings, ACTIVATIONS[self.settings.activation]
         if not settings.noise_conditional:
             told = self.condition.features(condition, len(noise_condition))
-            return None if told is None else jax.nn.swish(told)
+            return None if told is None else activation(told)
         if settings.embedding == "positional":
             features = positional_embedding(noise_condition, settings.widths[0])
         else:
@@ -245,5 +247,5 @@ class NCSNppModule(nnx.Module):
             features = self.fourier(jnp.log(noise_condition) if log else noise_condition)
         if settings.condition_first:
             features = self.condition.add_to(features, condition)
-        embedding = self.embed_out(jax.nn.swish(self.embed_in(features)))
-        return jax.nn.swish(embedding if settings.condition_first else self.condition.add_to(embedding, condition))
+        embedding = self.embed_out(activation(self.embed_in(features)))
+        return activation(embedding if settings.condition_first else self.condition.add_to(embedding, condition))

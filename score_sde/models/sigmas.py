@@ -7,6 +7,9 @@ r"""What the networks of score_sde share in how they take data and noise levels.
 largest,
 
     σ_k = σ_max (σ_min/σ_max)^{k/(N − 1)}
+
+A number between two levels, as a sampler may ask for between the steps of a chain, is of a σ between theirs. The
+original code takes σ of the whole part of k, and so differs there.
 """
 
 import dataclasses

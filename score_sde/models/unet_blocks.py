@@ -1,13 +1,16 @@
 r"""The settings, residual blocks, attention and resampling of the U-Nets of Ho et al. 2020 and Song et al. 2021.
 
-    block       h = conv(R swish(norm x)) + W swish(e);  h = conv(dropout swish(norm h));  (R x + h)/√2
+    block       h = conv(R φ(norm x)) + W φ(e);  h = conv(dropout φ(norm h));  (R x + h)/√2
     between     R = up or down in a block (BigGAN), or with a convolution, of stride 2 on the way down (DDPM)
 
-R is naive or FIR resampling (`resample`). All names of settings are those of score_sde where it has one.
+φ is swish unless `activation` says otherwise, R naive or FIR resampling (`resample`). All names of settings are those
+of score_sde where it has one.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,9 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from score_sde.errors import Checks, UserError
+from score_sde.errors import Checks
 from score_sde.models.attention import CrossAttention, attend
-from score_sde.models.conditioning import check_image
+from score_sde.models.conditioning import check_unet
 from score_sde.models.layers import DTYPES, GroupNorm, across, conv, convolve_upsampled, dense, pointwise
 from score_sde.models.resample import NAIVE, downsample, smooth, upsample
 from score_sde.models.sigmas import Sigmas
@@ -32,6 +35,12 @@ BLOCKS = ("biggan", "ddpm")
 PROGRESSIVE = ("none", "output_skip", "residual")
 PROGRESSIVE_INPUT = ("none", "input_skip", "residual")
 COMBINE = ("sum", "cat")
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "swish": jax.nn.swish,
+    "elu": jax.nn.elu,
+    "relu": jax.nn.relu,
+    "lrelu": functools.partial(jax.nn.leaky_relu, negative_slope=0.2),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +56,8 @@ class UNet(Sigmas):
     "input_skip" by sum or concatenation. noise_conditional: False tells the network nothing of the noise level.
     noise_features, embedding_features: widths of γ and e; 0 for `channels` (for Fourier features twice that) and 4
     `channels`. condition_first: the condition is added to γ and not to what both layers make of it, as in EDM.
-    groups: of every normalisation, 0 for min(C/4, 32). dtype: of the computation, "float32" or "bfloat16";
+    activation: a row of `ACTIVATIONS`. groups: of every normalisation, 0 for min(C/4, 32), or what divides both that
+    and C. dtype: of the computation, "float32" or "bfloat16";
     parameters are float32 always. remat: activations within blocks are recomputed in the backward pass.
     """
 
@@ -69,6 +79,7 @@ class UNet(Sigmas):
     noise_features: int = 0
     embedding_features: int = 0
     condition_first: bool = False
+    activation: str = "swish"
     groups: int = 0
     dropout: float = 0.1
     dtype: str = "float32"
@@ -81,9 +92,9 @@ class UNet(Sigmas):
             check.name("progressive", self.progressive, PROGRESSIVE)
             check.name("progressive_input", self.progressive_input, PROGRESSIVE_INPUT)
             check.name("progressive_combine", self.progressive_combine, COMBINE)
+            check.name("activation", self.activation, ACTIVATIONS)
             check.name("dtype", self.dtype, DTYPES)
-            width = self.channels >= 8 and self.channels % 4 == 0
-            check.that(width, f"channels must be a multiple of 4 and at least 8, not {self.channels}")
+            check.that(self.channels >= 4, f"channels must be at least 4, not {self.channels}")
             multipliers = self.channel_multipliers
             check.that(
                 len(multipliers) > 0 and min(multipliers) >= 1,
@@ -118,11 +129,7 @@ class UNet(Sigmas):
 
     def check_image_shape(self, network: str, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
-        check_image(network, shape, 2 ** (len(self.channel_multipliers) - 1))
-        heights = [shape[0] // 2**level for level in range(len(self.channel_multipliers))]
-        unknown = [height for height in self.attention_resolutions if height not in heights]
-        if unknown:
-            raise UserError(f"{network}: attention_resolutions {unknown} are none of the heights {heights} it works at")
+        check_unet(network, shape, len(self.channel_multipliers), self.attention_resolutions)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,6 +172,7 @@ class Block(nnx.Module):
         groups = settings.groups or None
         self.resample, self.kernel = resample, settings.fir_kernel if settings.fir else NAIVE
         self.rescale = math.sqrt(0.5) if settings.skip_rescale else 1.0
+        self.activation = ACTIVATIONS[settings.activation]
         self.norm_in = GroupNorm(in_channels, groups=groups, dtype=dtype)
         options: dict[str, Any] = {"dimensions": settings.dimensions, "dtype": dtype, "rngs": rngs}
         self.conv_in = conv(in_channels, out_channels, 3, **options)
@@ -178,14 +186,14 @@ class Block(nnx.Module):
         self.skip = pointwise(in_channels, out_channels, scale=scale, dtype=dtype, rngs=rngs) if changed else None
 
     def __call__(self, x: Image, embedding: Embedding | None, *, train: bool, rng: jax.Array | None) -> Image:
-        h = jax.nn.swish(self.norm_in(x))
+        h = self.activation(self.norm_in(x))
         if self.resample == "up" and self.kernel == NAIVE:
             h = convolve_upsampled(self.conv_in, h)
         else:
             h = self.conv_in(self._resampled(h))
         if embedding is not None:
             h = h + across(self.embedding(embedding), h.ndim)
-        h = jax.nn.swish(self.norm_out(h))
+        h = self.activation(self.norm_out(h))
         h = self.conv_out(self.dropout(h, deterministic=not train, rngs=rng))
         return (self._skipped(x) + h) * self.rescale
 
@@ -252,16 +260,17 @@ class Stage(nnx.Module):
 
 
 class Tail(nnx.Module):
-    """norm, swish, convolution."""
+    """norm, φ, convolution."""
 
     def __init__(self, channels: int, out: int, settings: BlockSettings, *, scale: float, rngs: nnx.Rngs) -> None:
         dtype: Any = DTYPES[settings.dtype]
+        self.activation = ACTIVATIONS[settings.activation]
         self.norm = GroupNorm(channels, groups=settings.groups or None, dtype=dtype)
         options: dict[str, Any] = {"dimensions": settings.dimensions, "dtype": dtype, "rngs": rngs}
         self.conv = conv(channels, out, 3, scale=scale, **options)
 
     def __call__(self, h: Image) -> Image:
-        return self.conv(jax.nn.swish(self.norm(h)))
+        return self.conv(self.activation(self.norm(h)))
 
 
 class Attended(nnx.Module):

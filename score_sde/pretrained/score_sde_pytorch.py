@@ -6,7 +6,7 @@ the order of the model's trainable parameters; the random frequencies `W` of a F
 """
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,14 +64,18 @@ class _Unet:
 
     def __init__(self, settings: NCSNpp, tensors: Tensors) -> None:
         self.settings, self.tensors = settings, tensors
-        self.numbers: Iterator[int] = iter(range(1_000_000))
+        self.numbers = itertools.count()
 
     def params(self) -> Params:
         settings = self.settings
         params: Part = {}
+        if settings.embedding != "positional":
+            frequency = f"{self.next()}.W"
+            if settings.noise_conditional:
+                params["fourier"] = {"frequency": self.tensors.take(frequency)}
+            else:  # the original makes it, and does not use what it gives
+                self.tensors.ignore((frequency,))
         if settings.noise_conditional:
-            if settings.embedding != "positional":
-                params["fourier"] = {"frequency": self.tensors.take(f"{self.next()}.W")}
             params["embed_in"] = self.tensors.dense(self.next())
             params["embed_out"] = self.tensors.dense(self.next())
         params["conv_in"] = self.tensors.conv(self.next())
@@ -131,7 +135,7 @@ class _Unet:
         An attention is the only part with `NIN_3`, and the last one has a number of its own as any other.
         """
         number = next(self.numbers)
-        self.numbers = iter(range(number, 1_000_000))
+        self.numbers = itertools.count(number)
         return f"all_modules.{number}.NIN_3.W" in self.tensors
 
     def block(self) -> Part:
@@ -192,15 +196,15 @@ NAMES = {
     "conditional": "noise_conditional",
     "embedding_type": "embedding",
     "num_scales": "noise_levels",
+    "nonlinearity": "activation",
 }
 SAME = (
     *("fourier_scale", "fir", "fir_kernel", "skip_rescale", "progressive", "progressive_input", "progressive_combine"),
     *("scale_by_sigma", "sigma_min", "sigma_max", "dropout"),
 )
-# Settings that have one value for a network here.
-_UNET = {"nonlinearity": "swish", "normalization": "GroupNorm", "conv_size": 3}
+# Settings that have one value for a network here. Of its U-Nets the original does not read `normalization`.
 _REFINENET = {"nonlinearity": "elu", "normalization": "InstanceNorm++"}
-ONLY: dict[str, dict[str, Any]] = {"ncsnpp": _UNET, "ddpm": _UNET, "ncsn": _REFINENET, "ncsnv2": _REFINENET}
+ONLY: dict[str, dict[str, Any]] = {"ncsnpp": {}, "ddpm": {}, "ncsn": _REFINENET, "ncsnv2": _REFINENET}
 
 
 def settings_of(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -220,8 +224,11 @@ def settings_of(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     ours = {key: tuple(value) if isinstance(value, list) else value for key, value in ours.items() if key in known}
     if "embedding" in ours:
         ours["embedding"] = {"fourier": "log_fourier"}.get(ours["embedding"].lower(), ours["embedding"].lower())
-    for key in ("block", "progressive", "progressive_input", "progressive_combine"):
+    for key in ("block", "progressive", "progressive_input", "progressive_combine", "activation"):
         if key in ours:
             ours[key] = ours[key].lower()
+    if "attention_resolutions" in ours:  # the original passes over those that the network does not come to
+        heights = {data["image_size"] // 2**level for level in range(len(ours["channel_multipliers"]))}
+        ours["attention_resolutions"] = tuple(each for each in ours["attention_resolutions"] if each in heights)
     ours |= {"layout": int(layout)} if layout else {}
     return name, ours | {"centered": data["centered"]}

@@ -23,9 +23,13 @@ OPTIONS = {"grid": "log_snr"}  # of affine processes
 
 def run(flags: argparse.Namespace) -> int:
     """The exit status."""
+    wanted = flags.samplers.split(",") if flags.samplers else list(SOLVERS)
+    unknown = [name for name in wanted if name not in SOLVERS]
+    if unknown:
+        print(f"unknown samplers {', '.join(unknown)}; valid: {', '.join(SOLVERS)}")
+        return 2
     experiment = build.build(build.load_config(flags.config), {}, Path("unused"), "benchmark")
     params = jax.jit(experiment.init_state)().params
-    wanted = flags.samplers.split(",") if flags.samplers else list(SOLVERS)
     print(f"{'sampler':20}  NFE  seconds   network   ratio")
     worst = 0.0
     for name in wanted:
