@@ -7,7 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from configs import score_sde_pytorch as translation
 from score_sde import build
+from score_sde.errors import UserError
 from score_sde.models import NETWORKS, Network
 from score_sde.pretrained import score_sde_pytorch
 from tests import program
@@ -194,3 +196,170 @@ def test_the_published_number_of_parameters(name, tmp_path):
     assert isinstance(network, Network)
     digits = len(str(COUNTS[name]).split(".")[1])
     assert round(network.size() / 1e6, digits) == COUNTS[name]
+
+
+# --- the original's config as JSON -----------------------------------------------------------------------------------
+
+VE, NCSN, VP, DDPM = (
+    "ve/cifar10_ncsnpp_continuous",
+    "ve/cifar10_ncsnpp",
+    "vp/cifar10_ddpmpp_continuous",
+    "vp/cifar10_ddpmpp",
+)
+# A key of the original with another value, in one of its configs, and what that is here.
+PASSED = [
+    (VE, "model.name", "ddpm", {"model.name": "ddpm"}),
+    (VE, "model.nf", 64, {"model.channels": 64}),
+    (VE, "model.ch_mult", [1, 2], {"model.channel_multipliers": (1, 2)}),
+    (VE, "model.num_res_blocks", 3, {"model.blocks_per_resolution": 3}),
+    (
+        VE,
+        "model.attn_resolutions",
+        [12, 8, 4, 2],
+        {"model.attention_resolutions": (8, 4)},
+    ),  # 32, 16, 8 and 4 are reached
+    (VE, "model.resamp_with_conv", False, {"model.resample_convolution": False}),
+    (VE, "model.conditional", False, {"model.noise_conditional": False}),
+    (VE, "model.embedding_type", "positional", {"model.embedding": "positional"}),
+    (VE, "model.fourier_scale", 4, {"model.fourier_scale": 4}),
+    (VE, "model.fir", False, {"model.fir": False}),
+    (VE, "model.fir_kernel", [1, 2, 1], {"model.fir_kernel": (1, 2, 1)}),
+    (VE, "model.skip_rescale", False, {"model.skip_rescale": False}),
+    (VE, "model.resblock_type", "DDPM", {"model.block": "ddpm"}),
+    (VE, "model.progressive", "Residual", {"model.progressive": "residual"}),
+    (VE, "model.progressive_input", "input_skip", {"model.progressive_input": "input_skip"}),
+    (VE, "model.progressive_combine", "cat", {"model.progressive_combine": "cat"}),
+    (VE, "model.nonlinearity", "LReLU", {"model.activation": "lrelu"}),
+    (VE, "model.dropout", 0.2, {"model.dropout": 0.2}),
+    (VE, "model.scale_by_sigma", False, {"model.scale_by_sigma": False}),
+    (VE, "model.sigma_min", 0.02, {"sde.sigma_min": 0.02, "model.sigma_min": 0.02}),
+    (VE, "model.sigma_max", 90, {"sde.sigma_max": 90.0, "model.sigma_max": 90.0}),
+    (VE, "model.num_scales", 500, {"samplers.pc.steps": 500, "model.noise_levels": 500}),
+    (NCSN, "model.sigma_min", 0.02, {"sde.sigma_min": 0.02, "model.sigma_min": 0.02}),
+    (NCSN, "model.sigma_max", 90, {"sde.sigma_max": 90.0, "model.sigma_max": 90.0}),
+    (NCSN, "model.num_scales", 500, {"sde.scales": 500, "samplers.pc.steps": 500, "model.noise_levels": 500}),
+    (VP, "model.beta_min", 0.5, {"sde.beta_min": 0.5, "sampling_sde.beta_min": 0.5}),
+    (VP, "model.beta_max", 10, {"sde.beta_max": 10.0, "sampling_sde.beta_max": 10.0}),
+    (DDPM, "model.beta_min", 0.5, {"sde.beta_min": 0.5}),
+    (DDPM, "model.beta_max", 10, {"sde.beta_max": 10.0}),
+    (DDPM, "model.num_scales", 500, {"sde.steps": 500, "sde.t_min": 1 / 500, "samplers.pc.steps": 500}),
+    (VE, "model.ema_rate", 0.5, {"training.ema_half_lives": ("1 steps",)}),
+    (VE, "data.dataset", "SVHN", {"data.name": "svhn_cropped"}),
+    (VE, "data.image_size", 64, {"data.size": 64}),
+    (VE, "data.num_channels", 1, {"data.channels": 1}),
+    (VE, "data.centered", True, {"data.low": -1.0, "model.centered": True}),
+    (VE, "data.random_flip", False, {"training.flip": False}),
+    (VE, "training.sde", "subVPSDE", {"sde.name": "subvp", "parameterisation.prediction": "epsilon"}),
+    (VE, "training.continuous", False, {"sde.name": "smld", "times.name": "steps"}),
+    (VE, "training.reduce_mean", True, {"objective.reduction": "mean"}),
+    (VP, "training.reduce_mean", False, {"objective.reduction": "sum"}),
+    (VE, "training.likelihood_weighting", True, {"weighting.name": "likelihood"}),
+    (VE, "training.batch_size", 7, {"training.batch_size": 7}),
+    (VE, "training.n_iters", 101, {"training.duration": "100 steps"}),
+    (VE, "training.log_freq", 7, {"training.log_every": "7 steps"}),
+    (VE, "training.snapshot_freq", 7, {"training.sample_every": "7 steps"}),
+    (VE, "training.snapshot_freq_for_preemption", 7, {"training.save_every": "7 steps"}),
+    (VE, "optim.lr", 1e-3, {"optimiser.learning_rate": 1e-3}),
+    (VE, "optim.beta1", 0.5, {"optimiser.beta_1": 0.5}),
+    (VE, "optim.eps", 1e-6, {"optimiser.epsilon": 1e-6}),
+    (VE, "optim.warmup", 3, {"optimiser.warmup": "3 steps"}),
+    (VE, "optim.grad_clip", -1, {"optimiser.gradient_clip": 0.0}),
+    (VE, "sampling.method", "ode", {"samplers.ode.last": "denoise", "sampling.samplers": ("ode",)}),
+    (VE, "sampling.predictor", "ancestral_sampling", {"samplers.pc.predictor": "ancestral"}),
+    (VE, "sampling.corrector", "ald", {"samplers.pc.corrector": "annealed_langevin"}),
+    (VE, "sampling.n_steps_each", 3, {"samplers.pc.corrector_steps": 3}),
+    (VE, "sampling.snr", 0.3, {"samplers.pc.snr": 0.3}),
+    (VE, "sampling.noise_removal", False, {"samplers.pc.last": "none"}),
+    (VP, "sampling.probability_flow", True, {"samplers.pc.predictor": "probability_flow"}),
+    ("ve/church_ncsnpp_continuous", "data.category", "bedroom", {"data.name": "lsun/bedroom"}),
+    (VE, "seed", 7, {"seed": 7}),
+]
+REFUSED = [
+    (VE, "model.name", "unet", "'unet' of score_sde_pytorch is not one of"),
+    (VE, "model.nonlinearity", "gelu", "unknown activation 'gelu'"),
+    ("ve/ncsnv2/cifar10", "model.normalization", "VarianceNorm", "model.normalization 'VarianceNorm'"),
+    (VE, "model.num_scales", None, "model.num_scales must be of type int, not None"),
+    (VE, "model.nff", 3, r"unknown key model.nff \(did you mean 'model.nf'"),
+    (VE, "training.sde", "edm", "unknown training.sde 'edm'"),
+    (DDPM, "training.sde", "subvpsde", "'subvpsde' needs training.continuous"),
+    (DDPM, "training.likelihood_weighting", True, "likelihood_weighting needs training.continuous"),
+    (VE, "optim.optimizer", "SGD", "optim.optimizer 'SGD' is not known"),
+    (VE, "optim.weight_decay", 0.1, "optim.weight_decay 0.1"),
+    (VE, "sampling.probability_flow", True, "sampling.probability_flow is known with predictor 'euler_maruyama'"),
+    (VE, "sampling.method", "sde", "unknown sampling.method 'sde'"),
+    (VE, "sampling.predictor", "heun", "unknown predictor 'heun'"),
+    (VE, "sampling.corrector", "mala", "unknown corrector 'mala'"),
+    (VE, "optim", [1], "must hold the sections model, data"),
+]
+
+
+def changed(tmp_path, name, key=None, value=None):
+    """The config that an original's gives here, with one key changed."""
+    original = json.loads(json.dumps(ORIGINAL[name]))
+    *section, last = (key or "seed").split(".")
+    (original[section[0]] if section else original)[last] = 42 if key is None else value
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(original))
+    return build.load_config(f"{CONFIGS / 'score_sde_pytorch.py'}:{file}")
+
+
+def found(values, key):
+    return functools.reduce(lambda node, part: node[part], key.split("."), values)
+
+
+@pytest.mark.parametrize(("name", "key", "value", "expected"), PASSED, ids=[f"{p[0]}:{p[1]}" for p in PASSED])
+def test_a_key_of_the_original_is_passed_on(name, key, value, expected, tmp_path):
+    before, after = changed(tmp_path, name), changed(tmp_path, name, key, value)
+    for ours, wanted in expected.items():
+        assert found(after, ours) == wanted, ours
+    assert before != after
+
+
+@pytest.mark.parametrize(("name", "key", "value", "message"), REFUSED, ids=[f"{r[0]}:{r[1]}" for r in REFUSED])
+def test_what_is_not_known_of_an_original_is_named(name, key, value, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        build.build(changed(tmp_path, name, key, value), {}, tmp_path / "run", "")
+
+
+def test_every_key_of_the_originals_is_passed_on_or_refused_or_without_effect(tmp_path):
+    without = {"model.normalization"}  # of a U-Net
+    without |= set(translation.WITHOUT_EFFECT)
+    tried = {key for _, key, *_ in (*PASSED, *REFUSED)}
+    before = changed(tmp_path, VE)
+    for original in ORIGINAL.values():
+        for section in set(original) & {"model", "data", "training", "optim", "sampling"}:
+            assert {f"{section}.{key}" for key in original[section]} <= tried | without
+    for key in without:
+        assert changed(tmp_path, VE, key, "another") == before, key
+
+
+@pytest.mark.parametrize("name", sorted(set(ORIGINAL) - {"ve/ncsn/celeba", "ve/ncsnv2/bedroom"}))
+def test_the_published_config_comes_out_of_the_originals(name, tmp_path):
+    """But for the two whose original is no discrete VE, by a key that is missing or misspelt."""
+    ours, theirs = _values(f"{name}.py", ""), changed(tmp_path, name)
+    for section in ("sde", "parameterisation", "objective", "weighting", "times", "optimiser", "samplers", "seed"):
+        assert theirs[section] == ours[section], section
+    assert theirs.get("sampling_sde") == ours.get("sampling_sde")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "must hold the sections"),
+        ('{"model": {"name": "ncsnpp"}}', "missing are model.num_scales, .*training.continuous"),
+    ],
+)
+def test_a_file_that_is_no_config_of_the_original_is_named(text, message, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        build.load_config(f"{CONFIGS / 'score_sde_pytorch.py'}:{file}")
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        build.load_config(f"{CONFIGS / 'score_sde_pytorch.py'}:{tmp_path / 'absent.json'}")
+
+
+def test_a_data_set_that_the_original_does_not_have_is_said_to_be_synthetic(tmp_path, capsys):
+    values = changed(tmp_path, VE, "data.dataset", "MNIST")
+    assert values["data"]["source"] == "synthetic"
+    assert "there is no data set MNIST here; synthetic images stand in for it" in capsys.readouterr().out

@@ -26,6 +26,7 @@ UNETS = {
         "head_channels": 0,
         "heads": 4,
     },
+    "heads_up": {**PLAIN, "attention_resolutions": (4,), "head_channels": 0, "heads": 4, "heads_up": 2},
     "super_resolution": {**PLAIN, "resample_convolution": False, "image_channels": 3, "head_channels": 0, "heads": 1},
 }
 ENCODER = {"classes": 7, "head_channels": 16, "attention_resolutions": (4,)}

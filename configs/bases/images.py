@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 # What each is called there, and its parts for training and testing.
 SETS = {
     "cifar10": ("cifar10", "train", "test"),
+    "svhn": ("svhn_cropped", "train", "test"),
     "celeba": ("celeb_a", "train", "validation"),
     "celebahq": ("celeb_a_hq/{size}", "train", "train"),
     "ffhq": ("ffhq/{size}", "train", "train"),

@@ -34,25 +34,35 @@ def model(config: ConfigDict, name: str, **changes: object) -> None:
     config.model = ConfigDict({**MODELS[name], "centered": config.data.low < 0, **changes})
 
 
-def vp(config: ConfigDict, *, name: str = "vp", continuous: bool = True) -> None:
-    """VP or sub-VP ("subvp"), or DDPM's chain. Trained from t = 1e-5 on, sampled to 1e-3, as in the paper."""
+def vp(
+    config: ConfigDict,
+    *,
+    name: str = "vp",
+    beta_min: float = 0.1,
+    beta_max: float = 20.0,
+    steps: int = 1000,
+    continuous: bool = True,
+) -> None:
+    """VP or sub-VP ("subvp"), or DDPM's chain of `steps`. Trained from t = 1e-5 on, sampled to 1e-3, as published."""
+    betas = {"beta_min": beta_min, "beta_max": beta_max}
     if continuous:
-        config.sde = ConfigDict({"name": name, "beta_min": 0.1, "beta_max": 20.0, "t_min": 1e-5})
-        config.sampling_sde = ConfigDict({"name": name, "beta_min": 0.1, "beta_max": 20.0, "t_min": 1e-3})
+        config.sde = ConfigDict({"name": name, **betas, "t_min": 1e-5})
+        config.sampling_sde = ConfigDict({"name": name, **betas, "t_min": 1e-3})
     else:
-        config.sde = ConfigDict({"name": "ddpm", "steps": 1000, "beta_min": 0.1, "beta_max": 20.0})
+        config.sde = ConfigDict({"name": "ddpm", "steps": steps, **betas, "t_min": 1 / steps})
     condition = "time" if continuous else "step"
     config.parameterisation = ConfigDict({"prediction": "epsilon", "noise_condition": condition})
     _objective(config, continuous=continuous, reduction="mean")
 
 
-def ve(config: ConfigDict, *, sigma_max: float, levels: int, continuous: bool = True) -> None:
-    """VE, or NCSN's chain of `levels`; the network predicts the score."""
+def ve(config: ConfigDict, *, sigma_min: float = 0.01, sigma_max: float, levels: int, continuous: bool = True) -> None:
+    """VE, or NCSN's chain of `levels`, of which the network knows; it predicts the score."""
+    sigmas = {"sigma_min": sigma_min, "sigma_max": sigma_max}
     if continuous:
-        config.sde = ConfigDict({"name": "ve", "sigma_min": 0.01, "sigma_max": sigma_max, "t_min": 1e-5})
+        config.sde = ConfigDict({"name": "ve", **sigmas, "t_min": 1e-5})
     else:
-        config.sde = ConfigDict({"name": "smld", "scales": levels, "sigma_min": 0.01, "sigma_max": sigma_max})
-        config.model.update({"sigma_min": 0.01, "sigma_max": sigma_max, "noise_levels": levels})
+        config.sde = ConfigDict({"name": "smld", "scales": levels, **sigmas})
+        config.model.update({**sigmas, "noise_levels": levels})
     condition = "sigma" if continuous else "step"
     config.parameterisation = ConfigDict({"prediction": "score", "noise_condition": condition})
     _objective(config, continuous=continuous, reduction="sum")
@@ -71,6 +81,8 @@ def training(
     batch_size: int,
     ema_rate: float,
     learning_rate: float = 2e-4,
+    beta_1: float = 0.9,
+    epsilon: float = 1e-8,
     warmup: int = 5000,
     gradient_clip: float = 1.0,
 ) -> None:
@@ -83,8 +95,8 @@ def training(
         {
             "name": "adam",
             "learning_rate": learning_rate,
-            "beta_1": 0.9,
-            "epsilon": 1e-8,
+            "beta_1": beta_1,
+            "epsilon": epsilon,
             "warmup": f"{warmup} steps",
             "gradient_clip": gradient_clip,
         }
@@ -103,13 +115,25 @@ def training(
     )
 
 
-def sampling(config: ConfigDict, predictor: str, corrector: str, *, snr: float, moves: int, steps: int) -> None:
+def sampling(
+    config: ConfigDict, predictor: str, corrector: str, *, snr: float, moves: int, steps: int, last: str = "mean"
+) -> None:
     """Predictor–corrector sampling as published, without the noise of the last step. moves: of the corrector a step."""
-    options = {"solver": "pc", "predictor": predictor, "corrector": corrector, "steps": steps, "last": "mean"}
+    options = {"solver": "pc", "predictor": predictor, "corrector": corrector, "steps": steps, "last": last}
     if corrector != "none":
         options |= {"corrector_steps": moves, "snr": snr}
-    config.sampling = ConfigDict({"samplers": ("pc",), "num_samples": 64, "batch_size": 64})
-    config.samplers = ConfigDict({"pc": options})
+    _sampling_by(config, options)
+
+
+def sampling_by_ode(config: ConfigDict, *, last: str = "denoise") -> None:
+    """The probability-flow ODE to the original's tolerances, from T to t_min in one interval."""
+    _sampling_by(config, {"solver": "ode", "method": "dopri5", "rtol": 1e-5, "atol": 1e-5, "steps": 1, "last": last})
+
+
+def _sampling_by(config: ConfigDict, options: dict[str, Any]) -> None:
+    name = options["solver"]
+    config.sampling = ConfigDict({"samplers": (name,), "num_samples": 64, "batch_size": 64})
+    config.samplers = ConfigDict({name: options})
     config.mesh = ConfigDict({"data": -1})
     config.seed = 42
     config.lock()
