@@ -34,7 +34,8 @@ def network_of(case, **changes):
 
 def in_module(weights, case):
     """The original's state: NCSNv2 keeps its levels."""
-    sigmas = {} if case == "ncsn" else {"sigmas": np.ones(CASES[case]["noise_levels"])}
+    levels = np.geomspace(CASES[case]["sigma_max"], 0.01, CASES[case]["noise_levels"])
+    sigmas = {} if case == "ncsn" else {"sigmas": levels}
     return {f"module.{name}": value for name, value in (sigmas | weights).items()}
 
 
@@ -101,8 +102,16 @@ def test_what_does_not_fit_is_named(change, settings, message, tmp_path):
 
 def test_a_conditional_network_is_no_unconditional_one(tmp_path):
     weights, _ = recorded.read("ncsn.npz", "ncsn")
-    with pytest.raises(UserError, match=r"does not fit the config's network: not in the file: .*normalizer.gamma"):
+    with pytest.raises(UserError, match=r"does not fit the config's network: not in the file: .*normalize1.gamma"):
         load(written(tmp_path, [weights, {}]), network_of("ncsnv2_64"))
+
+
+@pytest.mark.parametrize("changes", [{"sigma_max": 90.0}, {"noise_levels": 500}])
+def test_other_levels_are_named(changes, tmp_path):
+    weights, _ = recorded.read("ncsn.npz", "ncsnv2_64")
+    file = written(tmp_path, [in_module(weights, "ncsnv2_64"), {}])
+    with pytest.raises(UserError, match=r"232 from 50 to 0.01, not as the config's (232 from 90|500 from 50)"):
+        load(file, network_of("ncsnv2_64", **changes))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ is a list,
     [model, optimizer]                          ncsn, and the model's keys begin with `module.`
     [model, optimizer, epoch, step, average]    ncsnv2; no average where `model.ema` was not set
 
-A conditional normalisation is a table whose rows are γ, α, β of a noise level, one after another.
+A conditional normalisation is a table whose rows are γ, α, β of a noise level, one after another. NCSNv2 keeps its
+levels, `sigmas`.
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ from score_sde.pretrained.score_sde_pytorch import BUFFERS, Numbered, Weights
 from score_sde.pretrained.tensors import Part, Tensors
 from score_sde.typing import Params
 
-# How the stages of a layout are called, from the top. What refines them is called the same in another order.
+# The original's names of a layout's stages, from the top, and of what refines them, from the bottom.
 STAGES = {64: ("1", "2", "3", "4"), 128: ("1", "2", "3", "4", "5"), 256: ("1", "2", "3", "31", "4", "5")}
 REFINED = STAGES | {256: ("1", "2", "31", "3", "4", "5")}
 
@@ -44,9 +45,14 @@ def weights(content: list) -> Weights:
 
 
 def convert(settings: NCSN | NCSNv2, tensors: Tensors) -> Params:
-    """The parameters; what is missing or left over is for `tensors.checked`."""
-    tensors.ignore(BUFFERS)
-    size = settings.layout if isinstance(settings, NCSNv2) else 64
+    """The parameters; what is missing or left over is for `tensors.checked`.
+
+    Raises UserError where an NCSNv2 has other levels than the settings'.
+    """
+    size = 64
+    if isinstance(settings, NCSNv2):
+        size = settings.layout
+        _check_levels(settings, tensors.take("sigmas"))
     part = _RefineNet(tensors, conditional=isinstance(settings, NCSN))
     stages = zip(STAGES[size], LAYOUTS[size].stages, strict=True)
     last = len(STAGES[size]) - 1
@@ -60,6 +66,13 @@ def convert(settings: NCSN | NCSNv2, tensors: Tensors) -> Params:
         "norm_out": part.norm("normalizer"),
         "conv_out": tensors.conv("end_conv"),
     }
+
+
+def _check_levels(settings: NCSNv2, sigmas: np.ndarray) -> None:
+    levels = np.geomspace(settings.sigma_max, settings.sigma_min, settings.noise_levels)
+    if sigmas.size and (sigmas.shape != levels.shape or not np.allclose(sigmas, levels, rtol=1e-3, atol=0)):
+        described = lambda each: f"{each.size} from {each.max():.4g} to {each.min():.4g}"
+        raise UserError(f"its noise levels are {described(sigmas)}, not as the config's {described(levels)}")
 
 
 class _RefineNet:
