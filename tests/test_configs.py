@@ -15,7 +15,7 @@ from tests import program
 CONFIGS = program.ROOT / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.name != "__init__.py" and "bases" not in path.parts)
 # Files that take an argument, and those of them to try; the rest are tried without.
-IMPORTED = [program.ROOT / "tests" / "fixtures" / "score_sde_pytorch" / f"{name}.json" for name in ("residual", "ncsn")]
+IMPORTED = program.ROOT / "tests" / "fixtures" / "score_sde_pytorch" / "residual.json"
 ARGUMENTS = {
     "digits.py": ["vp", "subvp", "ve", "likelihood", "vdm", "cld"],
     "fashion_mnist.py": ["vp", "edm"],
@@ -26,7 +26,7 @@ ARGUMENTS = {
     "edm/afhq64.py": ["ncsnpp"],
     "edm2/imagenet512.py": ["XS", "XXL"],
     "edm2/imagenet64.py": ["S", "XL"],
-    "score_sde_pytorch.py": [str(file) for file in IMPORTED],
+    "score_sde_pytorch.py": [str(IMPORTED)],
 }
 # Settings of a model that make any of its kind small.
 SMALL = {
