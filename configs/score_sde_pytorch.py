@@ -31,8 +31,9 @@ def get_config(path: str) -> ConfigDict:
     kind = original.get("sde") or training["sde"]
     continuous = original.get("continuous", training.get("continuous"))
     if kind == "vesde":
-        levels, sigma_max = model["num_scales"], float(model["sigma_max"])
-        score_sde.ve(config, sigma_max=sigma_max, levels=levels, continuous=continuous)
+        sigma_min, sigma_max = float(model["sigma_min"]), float(model["sigma_max"])
+        levels = model["num_scales"]
+        score_sde.ve(config, sigma_min=sigma_min, sigma_max=sigma_max, levels=levels, continuous=continuous)
     else:
         score_sde.vp(config, name={"vpsde": "vp", "subvpsde": "subvp"}[kind], continuous=continuous)
     score_sde.training(

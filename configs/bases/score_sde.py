@@ -46,13 +46,13 @@ def vp(config: ConfigDict, *, name: str = "vp", continuous: bool = True) -> None
     _objective(config, continuous=continuous, reduction="mean")
 
 
-def ve(config: ConfigDict, *, sigma_max: float, levels: int, continuous: bool = True) -> None:
+def ve(config: ConfigDict, *, sigma_min: float = 0.01, sigma_max: float, levels: int, continuous: bool = True) -> None:
     """VE, or NCSN's chain of `levels`; the network predicts the score."""
     if continuous:
-        config.sde = ConfigDict({"name": "ve", "sigma_min": 0.01, "sigma_max": sigma_max, "t_min": 1e-5})
+        config.sde = ConfigDict({"name": "ve", "sigma_min": sigma_min, "sigma_max": sigma_max, "t_min": 1e-5})
     else:
-        config.sde = ConfigDict({"name": "smld", "scales": levels, "sigma_min": 0.01, "sigma_max": sigma_max})
-        config.model.update({"sigma_min": 0.01, "sigma_max": sigma_max, "noise_levels": levels})
+        config.sde = ConfigDict({"name": "smld", "scales": levels, "sigma_min": sigma_min, "sigma_max": sigma_max})
+        config.model.update({"sigma_min": sigma_min, "sigma_max": sigma_max, "noise_levels": levels})
     condition = "sigma" if continuous else "step"
     config.parameterisation = ConfigDict({"prediction": "score", "noise_condition": condition})
     _objective(config, continuous=continuous, reduction="sum")
