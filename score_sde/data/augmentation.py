@@ -110,9 +110,8 @@ def _resampled(transform: Transform, x: Float[Array, "height width channels"]) -
     """One image scaled, rotated, stretched and shifted."""
     height, width, _ = x.shape
     (tau_x, tau_y), narrower = transform.shift, jnp.exp2(-0.2 * transform.stretch)
-    down, right = np.meshgrid(
-        *(np.float32(_places(side)) / 2 - (side - 1) / 2 for side in (height, width)), indexing="ij"
-    )
+    places = [(_places(side) / 2 - (side - 1) / 2).astype(np.float32) for side in (height, width)]
+    down, right = jnp.meshgrid(*places, indexing="ij")
     right, down = _turned(right - width * tau_x / 8, down - height * tau_y / 8, transform.direction)
     right, down = _turned(narrower * right, down / narrower, transform.rotation - transform.direction)
     twice = 2 * jnp.exp2(-0.2 * transform.scale)
@@ -128,14 +127,14 @@ def _turned(right: Plane, down: Plane, angle: Float[Array, ""]) -> tuple[Plane, 
     return cos * right - sin * down, sin * right + cos * down
 
 
-def _places(side: int) -> range:
+def _places(side: int) -> np.ndarray:
     """The j that x' is made of."""
-    return range(-5, 2 * side + 5)
+    return np.arange(-5, 2 * side + 5)
 
 
-def _filter(places: range, side: int) -> np.ndarray:
+def _filter(places: np.ndarray, side: int) -> np.ndarray:
     """h[j − 2i + 5], a row for each j of `places`."""
-    k = np.array(places)[:, None] - 2 * np.arange(side) + 5
+    k = places[:, None] - 2 * np.arange(side) + 5
     return np.where((k >= 0) & (k < len(SYM6)), SYM6[k % len(SYM6)], 0)
 
 
@@ -143,7 +142,7 @@ def _extended(side: int) -> np.ndarray:
     """From x to `up` of the image with its reflections, j = −2 (side − 1) first."""
     whole = 3 * side - 2
     reflected = np.pad(np.eye(side), ((side - 1, side - 1), (0, 0)), mode="reflect")
-    return _filter(range(2 * whole), whole) @ reflected
+    return _filter(np.arange(2 * whole), whole) @ reflected
 
 
 def _along_both(rows: np.ndarray, columns: np.ndarray, x: Array) -> Array:
