@@ -150,7 +150,9 @@ class TestTraining:
     def test_a_network_that_is_not_told_is_refused(self, features, tmp_path, refuse):
         settings = ("--config.training.augment=0.12", f"--config.model.augment_features={features}")
         line = refuse(program.flags(tmp_path / "new", "train", *settings), tmp_path, compiles=True)
-        assert f"training: augment=0.12 is told to the network: set model.augment_features to 9, not {features}" in line
+        assert (
+            f"training: augment=0.12 is told to the network: it needs model.augment_features=9, not {features}" in line
+        )
 
     def test_is_for_images(self, tmp_path):
         experiment = program.experiment(tmp_path, "--config.training.augment=0.12", TOLD)

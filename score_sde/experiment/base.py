@@ -185,7 +185,9 @@ class Experiment:
             check.that(not p or len(shape) == 3, f"augment={p} is for images, not for samples of shape {shape}")
             needed = augmentation.FEATURES
             takes = not p or told == needed
-            check.that(takes, f"augment={p} is told to the network: set model.augment_features to {needed}, not {told}")
+            check.that(
+                takes, f"augment={p} is told to the network: it needs model.augment_features={needed}, not {told}"
+            )
 
     def _check_average(self) -> None:
         count = len(self.training.ema_half_lives)
