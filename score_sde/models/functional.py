@@ -39,6 +39,11 @@ class Settings(Labelled, Protocol):
     """
 
     @property
+    def augment_features(self) -> int:
+        """Numbers that it is told of how a sample was augmented; 0 for none."""
+        ...
+
+    @property
     def learns_log_variance(self) -> bool:
         """Whether its module has a `log_variance(noise_condition)`."""
         ...
