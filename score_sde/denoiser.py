@@ -61,6 +61,7 @@ PREDICTIONS: dict[str, Callable[[SDE, Time, float], Coefficients]] = {
 
 NOISE_CONDITIONS: dict[str, Callable[[SDE, Time], PerSample]] = {
     "time": lambda sde, t: 999 * t / sde.T,  # score_sde's label for VP and sub-VP; suits a positional embedding
+    "unit_time": lambda sde, t: t / sde.T,  # Ma et al. 2024, whose time is one minus it
     "sigma": lambda sde, t: sde.sigma_bar(t),  # score_sde's for VE, of which its networks take the logarithm
     "log_sigma": lambda sde, t: jnp.log(sde.sigma_bar(t)),  # score_sde's VE after it; suits a Fourier embedding
     "log_half_sigma": lambda sde, t: jnp.log(0.5 * sde.sigma_bar(t)),  # the VE of Karras et al. 2022
