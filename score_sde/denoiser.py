@@ -70,6 +70,8 @@ NOISE_CONDITIONS: dict[str, Callable[[SDE, Time], PerSample]] = {
     "step": lambda sde, t: sde.step_label(t),  # of DDPM's and NCSN's chains
 }
 
+TIMES_ALONE = ("time", "unit_time", "step")  # the noise conditions that do not depend on the noise level
+
 INPUT_SCALES: dict[str, Callable[[SDE, Time, float], PerSample]] = {
     "none": lambda sde, t, sigma_data: jnp.ones_like(t),
     "unit_variance": lambda sde, t, sigma_data: jax.lax.rsqrt((sigma_data * sde.alpha(t)) ** 2 + sde.sigma(t) ** 2),
@@ -214,7 +216,7 @@ class Parameterisation:
                     f"prediction {self.prediction!r} says nothing of the data at T, where the process is pure noise; "
                     "use x_0, v, velocity or edm, or a smaller T",
                 )
-                infinite = self.noise_condition not in ("time", "step")
+                infinite = self.noise_condition not in TIMES_ALONE
                 check.that(
                     not infinite,
                     f"noise_condition {self.noise_condition!r} is infinite at T, which is pure noise; use time",

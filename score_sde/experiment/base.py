@@ -17,7 +17,7 @@ from jaxtyping import Array, Int, Integer
 from score_sde import rng
 from score_sde.checkpoint import Checkpoints
 from score_sde.data import Levels, Records, Source, augmentation
-from score_sde.denoiser import Model, Parameterisation, check_levels
+from score_sde.denoiser import TIMES_ALONE, Model, Parameterisation, check_levels
 from score_sde.distributed.mesh import replicated
 from score_sde.errors import Checks, UserError
 from score_sde.experiment.settings import Compare, Evaluation, Likelihood, Sampling
@@ -164,7 +164,7 @@ class Experiment:
                 check.that(bound, "a learned process is trained on the bound: set objective.name to 'bound'")
                 check.that(times == "uniform", f"a learned process needs times.name 'uniform', not {times!r}")
                 condition = self.parameterisation.noise_condition
-                of_level = condition not in ("time", "step")
+                of_level = condition not in TIMES_ALONE
                 check.that(
                     of_level,
                     "a learned process needs a parameterisation.noise_condition that is a function of its noise level, "
