@@ -131,7 +131,8 @@ def _data(
         images.apply(config, name, size=image_size, centered=centered)
         config.data.channels = num_channels
         return
-    print(f"there is no data set {dataset} {category}here; synthetic images stand in for it, see data.source")
+    unknown = f"{dataset} {category}".strip()
+    print(f"there is no data set {unknown} here; synthetic images stand in for it, see data.source")
     low = -1.0 if centered else 0.0
     config.data = ConfigDict({"source": "synthetic", "size": image_size, "channels": num_channels, "low": low})
     config.evaluation = ConfigDict({"metrics": ("frechet_pixels",)})
@@ -148,8 +149,9 @@ def _process(config: ConfigDict, model: dict[str, Any], training: dict[str, Any]
         check.that(continuous or not by_likelihood, "training.likelihood_weighting needs training.continuous")
     levels = model["num_scales"]
     if kind == "vesde":
-        sigmas = {"sigma_min": model["sigma_min"], "sigma_max": model["sigma_max"]}
-        score_sde.ve(config, **sigmas, levels=levels, continuous=continuous)
+        score_sde.ve(
+            config, sigma_min=model["sigma_min"], sigma_max=model["sigma_max"], levels=levels, continuous=continuous
+        )
     else:
         betas = {key: model[key] for key in ("beta_min", "beta_max") if key in model}
         score_sde.vp(config, name=PROCESSES[kind], **betas, steps=levels, continuous=continuous)

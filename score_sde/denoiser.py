@@ -61,6 +61,7 @@ PREDICTIONS: dict[str, Callable[[SDE, Time, float], Coefficients]] = {
 
 NOISE_CONDITIONS: dict[str, Callable[[SDE, Time], PerSample]] = {
     "time": lambda sde, t: 999 * t / sde.T,  # score_sde's label for VP and sub-VP; suits a positional embedding
+    "unit_time": lambda sde, t: t / sde.T,  # Ma et al. 2024, whose time is one minus it
     "sigma": lambda sde, t: sde.sigma_bar(t),  # score_sde's for VE, of which its networks take the logarithm
     "log_sigma": lambda sde, t: jnp.log(sde.sigma_bar(t)),  # score_sde's VE after it; suits a Fourier embedding
     "log_half_sigma": lambda sde, t: jnp.log(0.5 * sde.sigma_bar(t)),  # the VE of Karras et al. 2022
@@ -68,6 +69,8 @@ NOISE_CONDITIONS: dict[str, Callable[[SDE, Time], PerSample]] = {
     "log_snr": lambda sde, t: sde.log_snr(t),  # Kingma et al. 2021; Hoogeboom et al. 2023
     "step": lambda sde, t: sde.step_label(t),  # of DDPM's and NCSN's chains
 }
+
+TIMES_ALONE = ("time", "unit_time", "step")  # the noise conditions that do not depend on the noise level
 
 INPUT_SCALES: dict[str, Callable[[SDE, Time, float], PerSample]] = {
     "none": lambda sde, t, sigma_data: jnp.ones_like(t),
@@ -213,7 +216,7 @@ class Parameterisation:
                     f"prediction {self.prediction!r} says nothing of the data at T, where the process is pure noise; "
                     "use x_0, v, velocity or edm, or a smaller T",
                 )
-                infinite = self.noise_condition not in ("time", "step")
+                infinite = self.noise_condition not in TIMES_ALONE
                 check.that(
                     not infinite,
                     f"noise_condition {self.noise_condition!r} is infinite at T, which is pure noise; use time",

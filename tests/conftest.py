@@ -82,6 +82,7 @@ def refuse(capsys, compilations):
     return check
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """What one worker runs, since it shares what is compiled: a file, or of two long ones a network or a folder.
 

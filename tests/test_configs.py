@@ -155,6 +155,30 @@ def test_the_published_settings_are_kept(name):
         assert sampler["corrector_steps"] == original["sampling"]["n_steps_each"]
 
 
+# --- EDM's, against the options in its README and the defaults of its train.py ---------------------------------------
+
+# Batch size, learning rate, duration and half-life in millions of images, dropout, probability of augmentation.
+EDM = {
+    "cifar10": (512, 1e-3, 200, 0.5, 0.13, 0.12),
+    "ffhq64": (256, 2e-4, 200, 0.5, 0.05, 0.15),
+    "afhq64": (256, 2e-4, 200, 0.5, 0.25, 0.15),
+    "imagenet64": (4096, 1e-4, 2500, 50, 0.1, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", EDM)
+def test_edm_trains_as_published(name):
+    config = build.load_config(str(CONFIGS / "edm" / f"{name}.py"))
+    training, optimiser = config["training"], config["optimiser"]
+    batch_size, rate, duration, half_life, dropout, augment = EDM[name]
+    assert (training["batch_size"], training["augment"], training["flip"]) == (batch_size, augment, False)
+    assert training["duration"] == f"{duration * 10**6} images"
+    assert training["ema_half_lives"] == (f"{round(half_life * 10**6)} images",)
+    assert (optimiser["learning_rate"], optimiser["warmup"]) == (rate, "10000000 images")
+    assert (optimiser["name"], optimiser["gradient_clip"]) == ("adam", 0)
+    assert (config["model"]["dropout"], config["model"].get("augment_features", 0)) == (dropout, 9 if augment else 0)
+
+
 # Parameters as published, in millions, to the digits given.
 COUNTS = {
     "ve/cifar10_ncsnpp_continuous": 62.759,

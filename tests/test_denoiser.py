@@ -210,6 +210,7 @@ QUARTERS = np.array([0.25, 0.75])
 LEVEL = 0.01 * 5000**QUARTERS  # σ̄ of VE and SMLD
 LABELS = {
     "time": (PLAIN["ve"], 999 * QUARTERS),
+    "unit_time": (PROCESSES["cosine"](T=0.8), QUARTERS / 0.8),
     "sigma": (PLAIN["ve"], LEVEL),
     "log_sigma": (PLAIN["ve"], np.log(LEVEL)),
     "log_half_sigma": (PLAIN["ve"], np.log(LEVEL / 2)),

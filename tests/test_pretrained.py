@@ -1,8 +1,8 @@
 """Checkpoints of score_sde_pytorch: outputs recorded with the original code, and files that are not to be read.
 
 The fixtures were made by that code with random weights moved off their initial values, in both layouts of
-`torch.save`; its two up-sampling functions that raise in today's PyTorch were mended first (a positional argument of
-`interpolate`, a flip).
+`torch.save`; what raises there was mended first: two up-sampling functions in today's PyTorch (a positional argument of
+`interpolate`, a flip), and for ncsn what `docs/importing.md` lists.
 """
 
 import io
@@ -27,7 +27,7 @@ from tests import program
 from tests.networks import quick_jit
 
 FOLDER = Path(__file__).parent / "fixtures" / "score_sde_pytorch"
-NAMES = ["pyramids", "residual", "ddpm", "options"]
+NAMES = ["pyramids", "residual", "ddpm", "options", "ncsn"]
 CONFIG = program.ROOT / "configs" / "score_sde_pytorch.py"
 
 
@@ -36,19 +36,15 @@ def network_of(name):
     return Network(NETWORKS[kind](**settings), (16, 16, 3))
 
 
-def output(network, params, recorded):
-    of = quick_jit(lambda params, x, t: network.apply(params, x, t, None, train=False, rng=None))
-    return of(params, jnp.asarray(recorded["x"]), jnp.asarray(recorded["t"]))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_recorded_outputs_come_out(name):
     network, recorded = network_of(name), np.load(FOLDER / f"{name}.npz")
     loaded = load(FOLDER / f"{name}.pth", network)
     assert loaded.step == 7
+    output = quick_jit(lambda params, x, t: network.apply(params, x, t, None, train=False, rng=None))
     for params, which in ((loaded.raw, "raw"), (loaded.average, "ema")):
-        wanted = recorded[which]
-        np.testing.assert_allclose(output(network, params, recorded), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+        given, wanted = output(params, jnp.asarray(recorded["x"]), jnp.asarray(recorded["t"])), recorded[which]
+        np.testing.assert_allclose(given, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_raw_weights_take_the_place_of_the_average():

@@ -20,6 +20,8 @@ SETTINGS = (
     *program.TINY_TRAINING,
     f"--config.training.duration={STEPS} steps",
     "--config.training.log_every=7 steps",  # divides neither what is saved nor the total
+    "--config.model.augment_features=9",
+    "--config.training.augment=0.5",
 )
 SAVED_OFTEN = "--config.training.save_every=10 steps"
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from score_sde import rng
-from score_sde.data import Levels
+from score_sde.data import Levels, augmentation
 from score_sde.denoiser import Model, Parameterisation
 from score_sde.losses import OBJECTIVES, TIMES, WEIGHTINGS, Bound, Times
 from score_sde.sde import VDM, VP
@@ -26,7 +26,15 @@ def linear(params, x, noise_condition, condition, *, train, rng):
 
 
 def toy(
-    seed: int = 0, sde=None, objective=None, times="uniform", apply=linear, label_drop=0.0, optimiser=None, flip=False
+    seed: int = 0,
+    sde=None,
+    objective=None,
+    times="uniform",
+    apply=linear,
+    label_drop=0.0,
+    optimiser=None,
+    flip=False,
+    augment=0.0,
 ):
     """(step, state, batch) of a small problem: all the data are one image."""
     optimiser = optimiser or Optimiser(learning_rate=0.02).build(optax.constant_schedule(0.02))
@@ -43,6 +51,7 @@ def toy(
         label_drop=label_drop,
         seed=seed,
         flip=flip,
+        augment=augment,
     )
     params = {"network": {"w": jnp.zeros(()), "b": jnp.zeros(())}}
     if model.sde.learned:
@@ -146,6 +155,26 @@ class TestStep:
         keys = rng.for_samples(rng.at_step(rng.stream(0, "train"), 0), jnp.arange(32))
         loss = lambda step, image: float(jax.jit(step)(state, {"image": image}).window.loss)
         assert loss(flipping, image) == loss(plain, mirrored(image, rng.child(keys, 4))) != loss(plain, image)
+
+    def test_training_augments_where_it_is_told_to_and_the_network_is_told(self):
+        seen = []
+
+        def objective(denoiser, weighting, x_0, condition, keys, t, factor):
+            jax.debug.callback(lambda *given: seen.append(given), x_0, condition)
+            return OBJECTIVES["denoising"]()(denoiser, weighting, x_0, condition, keys, t, factor)
+
+        image = jnp.arange(32 * 16, dtype=jnp.int32).reshape(32, 4, 4, 1) % 256
+        for p in (0.0, 0.5):
+            step, state, _ = toy(objective=objective, augment=p)
+            jax.block_until_ready(jax.jit(step)(state, {"image": image, "label": jnp.arange(32)}))
+            jax.effects_barrier()
+        (plain, untold), (x_0, told) = seen
+        assert set(untold) == {"label"}
+        keys = rng.child(rng.for_samples(rng.at_step(rng.stream(0, "train"), 0), jnp.arange(32)), 5)
+        expected, parameters = augmentation.augment(plain, keys, 0.5)
+        np.testing.assert_allclose(x_0, expected, atol=1e-5)
+        np.testing.assert_allclose(told["augment"], parameters, atol=1e-6)
+        np.testing.assert_array_equal(told["label"], np.arange(32))
 
     def test_a_learned_process_has_its_ends_from_the_bound_and_its_shape_from_the_variance(self, monkeypatch):
         """With plain gradient descent the change of a parameter is its gradient: that of the bound for the network and

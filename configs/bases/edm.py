@@ -17,7 +17,7 @@ NETWORKS = {  # `--arch` of EDM
 
 
 def song_unet(config: ConfigDict, network: str, **changes: object) -> None:
-    """DDPM++ or NCSN++, a row of `NETWORKS`, with the input for its augmentation's 9 parameters, as published."""
+    """DDPM++ or NCSN++, a row of `NETWORKS`, told how its images were augmented."""
     config.model = ConfigDict({"name": "song_unet", "augment_features": 9, **NETWORKS[network], **changes})
 
 
@@ -39,10 +39,12 @@ def training(
     batch_size: int,
     learning_rate: float,
     half_lives: tuple[int, ...],
-    flip: bool,
+    flip: bool = False,
+    augment: float = 0.0,
     **optimiser: Any,
 ) -> None:
-    """Adam, without clipping, with a warm-up of 10 million images. images: of the training. half_lives: in images."""
+    """Adam, without clipping, with a warm-up of 10 million images. images: of the training. half_lives: in images.
+    augment: the probability, of which the network is told."""
     config.optimiser = ConfigDict(
         {
             "name": "adam",
@@ -58,6 +60,7 @@ def training(
             "duration": f"{images} images",
             "ema_half_lives": tuple(f"{half_life} images" for half_life in half_lives),
             "flip": flip,
+            "augment": augment,
             "log_every": "50000 images",
             "sample_every": f"{STEP} images",
             "save_every": f"{STEP} images",

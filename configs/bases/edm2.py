@@ -47,7 +47,6 @@ def apply(
         batch_size=BATCH_SIZE,
         learning_rate=chosen.learning_rate,
         half_lives=tuple(round(math.log(2) * length * images) for length in EMA_LENGTHS),
-        flip=False,
         beta_2=0.99,
         schedule="inverse_sqrt",
         decay=f"{decay} steps",

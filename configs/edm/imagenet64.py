@@ -28,8 +28,6 @@ def get_config() -> ConfigDict:
         }
     )
     edm.objective(config)
-    edm.training(
-        config, images=2_500_000_000, batch_size=4096, learning_rate=1e-4, half_lives=(50_000_000,), flip=False
-    )
+    edm.training(config, images=2_500_000_000, batch_size=4096, learning_rate=1e-4, half_lives=(50_000_000,))
     edm.sampling(config, steps=256, churn=40.0, churn_min=0.05, churn_max=50.0, noise_scale=1.003)
     return config

@@ -6,8 +6,8 @@ Data:      synthetic images of the latents' shape: there is no source of encoded
            trained with it as it stands is worth anything.
 Cost:      400,000 steps of 256 images (the paper's comparison); :XL/2 was trained for 7,000,000.
 Expected:  FID 57.6, 33.0, 18.8, 17.2 of S/2, B/2, L/2, XL/2 after 400,000 steps, without guidance, with 250 evaluations
-           (the paper's table 1); 2.06 of XL/2 after 7,000,000 with guidance of 1.5 (its abstract). The network is told
-           999 t, as DiT is, not t.
+           (the paper's table 1); 2.06 of XL/2 after 7,000,000 with guidance of 1.5 (its abstract). Time runs from
+           data to noise here: the network is told one minus the paper's t.
 Paper:     Ma et al., "SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant
            Transformers", ECCV 2024.
 """
@@ -22,7 +22,7 @@ def get_config(network: str = "XL/2") -> ConfigDict:
     config = ConfigDict()
     dit.apply(config, network)
     config.sde = ConfigDict({"name": "rectified_flow"})
-    config.parameterisation = ConfigDict({"prediction": "velocity", "noise_condition": "time"})
+    config.parameterisation = ConfigDict({"prediction": "velocity", "noise_condition": "unit_time"})
     config.objective = ConfigDict({"name": "denoising"})
     config.weighting = ConfigDict({"name": "velocity"})
     config.times = ConfigDict({"name": "uniform"})

@@ -16,8 +16,8 @@ from jaxtyping import Array, Int, Integer
 
 from score_sde import rng
 from score_sde.checkpoint import Checkpoints
-from score_sde.data import Levels, Records, Source
-from score_sde.denoiser import Model, Parameterisation, check_levels
+from score_sde.data import Levels, Records, Source, augmentation
+from score_sde.denoiser import TIMES_ALONE, Model, Parameterisation, check_levels
 from score_sde.distributed.mesh import replicated
 from score_sde.errors import Checks, UserError
 from score_sde.experiment.settings import Compare, Evaluation, Likelihood, Sampling
@@ -123,6 +123,7 @@ class Experiment:
             ("weighting", lambda: self.weighting.check(self.sde)),
             ("times", lambda: self.times.distribution.check(self.sde)),
             ("model", self._check_labels),
+            ("training", self._check_augmentation),
             ("sampling", lambda: self.sampling.label.check(self.network.settings.classes)),
             ("evaluation", self._check_average),
         ]
@@ -163,7 +164,7 @@ class Experiment:
                 check.that(bound, "a learned process is trained on the bound: set objective.name to 'bound'")
                 check.that(times == "uniform", f"a learned process needs times.name 'uniform', not {times!r}")
                 condition = self.parameterisation.noise_condition
-                of_level = condition not in ("time", "step")
+                of_level = condition not in TIMES_ALONE
                 check.that(
                     of_level,
                     "a learned process needs a parameterisation.noise_condition that is a function of its noise level, "
@@ -177,6 +178,16 @@ class Experiment:
             check.that(fits, f"classes must be 0 or the {labels} of the data, not {classes}")
             drop = self.training.label_drop
             check.that(not drop or classes > 0, f"training.label_drop={drop} needs a network with classes")
+
+    def _check_augmentation(self) -> None:
+        p, told, shape = self.training.augment, self.network.settings.augment_features, self.source.shape
+        with Checks() as check:
+            check.that(not p or len(shape) == 3, f"augment={p} is for images, not for samples of shape {shape}")
+            needed = augmentation.FEATURES
+            takes = not p or told == needed
+            check.that(
+                takes, f"augment={p} is told to the network: it needs model.augment_features={needed}, not {told}"
+            )
 
     def _check_average(self) -> None:
         count = len(self.training.ema_half_lives)

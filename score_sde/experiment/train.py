@@ -140,6 +140,7 @@ def _step(experiment: Experiment) -> Callable[[TrainState, Any], TrainState]:
         label_drop=experiment.training.label_drop,
         seed=experiment.seed,
         flip=experiment.training.flip,
+        augment=experiment.training.augment,
     )
 
 

@@ -17,9 +17,11 @@ from score_sde.models.ddpm import DDPM
 from score_sde.models.dit import DiT
 from score_sde.models.edm import SongUNet
 from score_sde.models.edm2 import EDM2
+from score_sde.models.ncsn import NCSN
 from score_sde.models.ncsnpp import NCSNpp
+from score_sde.models.ncsnv2 import NCSNv2
 from score_sde.models.uvit import UViT
-from score_sde.pretrained import dit, edm, edm_snapshot, guided_diffusion, score_sde_pytorch, uvit
+from score_sde.pretrained import dit, edm, edm_snapshot, guided_diffusion, ncsn, score_sde_pytorch, uvit
 from score_sde.pretrained.pickles import Record
 from score_sde.pretrained.tensors import Tensors, checked, flat, listed
 from score_sde.pretrained.torch_files import read_checkpoint
@@ -31,6 +33,8 @@ Converter = Callable[..., Params]
 CONVERTERS: dict[type, Converter] = {
     NCSNpp: score_sde_pytorch.convert,
     DDPM: score_sde_pytorch.convert,
+    NCSN: ncsn.convert,
+    NCSNv2: ncsn.convert,
     ADM: guided_diffusion.convert,
     DiT: dit.convert,
     SongUNet: edm.convert,
@@ -61,9 +65,9 @@ class Named(NamedTuple):
 def load(path: Path, network: Network, weights: str = "ema") -> Loaded:
     """A published checkpoint as parameters of `network`. weights: "ema", or "raw" for the parameters in its place.
 
-    Files: of score_sde_pytorch (`.pth`), snapshots of EDM and EDM2 (`.pkl`), state dicts of guided-diffusion and DiT
-    (`.pt`), and safetensors of this project's export. Raises UserError with one line where the file is no such one, is
-    damaged, asks for code to be run, or does not fit the network.
+    Files: of score_sde_pytorch, ncsn and ncsnv2 (`.pth`), snapshots of EDM and EDM2 (`.pkl`), state dicts of
+    guided-diffusion and DiT (`.pt`), and safetensors of this project's export. Raises UserError with one line where the
+    file is no such one, is damaged, asks for code to be run, or does not fit the network.
     """
     if weights not in WEIGHTS:
         raise UserError(f"unknown weights {weights!r} ({closest(weights, WEIGHTS)})")
@@ -83,6 +87,8 @@ def _named(path: Path, network: Network) -> Named:
     try:
         if score_sde_pytorch.is_one(content):
             return Named(*score_sde_pytorch.weights(content))
+        if ncsn.is_one(content):
+            return Named(*ncsn.weights(content))
         if isinstance(content, dict) and isinstance(content.get("ema"), Record):
             return _of_snapshot(content["ema"], network)
     except UserError as error:

@@ -1,8 +1,9 @@
-"""Checkpoints of score_sde_pytorch (Song et al. 2021) for its networks ncsnpp and ddpm.
+"""Checkpoints of score_sde_pytorch (Song et al. 2021), and the tensors of its networks ncsnpp and ddpm.
 
-A file holds `{optimizer, model, ema, step}`. Keys of `model` begin with `module.`, and its parts are numbered in the
-order in which the original's constructor makes them: `all_modules.N`. The moving average is a list without names, in
-the order of the model's trainable parameters; the random frequencies `W` of a Fourier embedding are not among them.
+A file holds `{optimizer, model, ema, step}`. Keys of `model` begin with `module.`, and the parts of these two networks
+are numbered in the order in which the original's constructor makes them: `all_modules.N`; those of ncsn and ncsnv2 have
+the names that `ncsn` knows. The moving average is a list without names, in the order of the model's trainable
+parameters; the random frequencies `W` of a Fourier embedding are not among them.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from score_sde.errors import UserError
 from score_sde.models import NETWORKS
 from score_sde.models.ddpm import DDPM
 from score_sde.models.ncsnpp import NCSNpp
+from score_sde.models.refinenet import LAYOUTS
 from score_sde.pretrained.tensors import Part, Tensors
 from score_sde.typing import Params
 
@@ -202,9 +204,14 @@ SAME = (
     *("fourier_scale", "fir", "fir_kernel", "skip_rescale", "progressive", "progressive_input", "progressive_combine"),
     *("scale_by_sigma", "sigma_min", "sigma_max", "dropout"),
 )
-# Settings that have one value for a network here. Of its U-Nets the original does not read `normalization`.
+# The original's networks, with their settings that have one value here. What its U-Nets do not read is not among them.
 _REFINENET = {"nonlinearity": "elu", "normalization": "InstanceNorm++"}
-ONLY: dict[str, dict[str, Any]] = {"ncsnpp": {}, "ddpm": {}, "ncsn": _REFINENET, "ncsnv2": _REFINENET}
+ONLY: dict[str, dict[str, Any]] = {
+    "ncsnpp": {},
+    "ddpm": {},
+    "ncsn": {**_REFINENET, "scale_by_sigma": False},
+    **{f"ncsnv2_{layout}": {**_REFINENET, "scale_by_sigma": True} for layout in LAYOUTS},
+}
 
 
 def settings_of(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -213,21 +220,26 @@ def settings_of(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises UserError for a network or an option that is not there.
     """
     model, data = config["model"], config["data"]
-    name, _, layout = model["name"].partition("_")
-    if name not in ONLY:
-        raise UserError(f"model.name {name!r} of score_sde_pytorch is not one of {', '.join(ONLY)}")
-    for key, only in ONLY[name].items():
+    original = model["name"]
+    if original not in ONLY:
+        raise UserError(f"model.name {original!r} of score_sde_pytorch is not one of {', '.join(ONLY)}")
+    for key, only in ONLY[original].items():
         if model.get(key, only) != only:
             raise UserError(f"model.{key} {model[key]!r} of score_sde_pytorch is not supported, {only!r} alone")
-    known = {field.name for field in dataclasses.fields(NETWORKS[name])}  # type: ignore[arg-type]
+    name, _, layout = original.partition("_")
+    kinds = {field.name: field.type for field in dataclasses.fields(NETWORKS[name])}  # type: ignore[arg-type]
     ours = {NAMES.get(key, key): value for key, value in model.items() if key in NAMES or key in SAME}
-    ours = {key: tuple(value) if isinstance(value, list) else value for key, value in ours.items() if key in known}
+    ours = {key: tuple(value) if isinstance(value, list) else value for key, value in ours.items() if key in kinds}
+    ours = {key: float(value) if kinds[key] is float else value for key, value in ours.items()}
     if "embedding" in ours:
         ours["embedding"] = {"fourier": "log_fourier"}.get(ours["embedding"].lower(), ours["embedding"].lower())
     for key in ("block", "progressive", "progressive_input", "progressive_combine", "activation"):
         if key in ours:
             ours[key] = ours[key].lower()
-    if "attention_resolutions" in ours:  # the original passes over those that the network does not come to
+    if {
+        "attention_resolutions",
+        "channel_multipliers",
+    } <= ours.keys():  # the original passes over those that the network does not come to
         heights = {data["image_size"] // 2**level for level in range(len(ours["channel_multipliers"]))}
         ours["attention_resolutions"] = tuple(each for each in ours["attention_resolutions"] if each in heights)
     ours |= {"layout": int(layout)} if layout else {}

@@ -22,13 +22,15 @@ from score_sde.writers import MetricWriter, Progress, say
 class Training:
     """Settings. ema_half_lives: of the parameters' moving averages, one average each; `evaluation.ema` chooses one.
     label_drop: the share of labels hidden in training, for classifier-free guidance. flip: whether images are mirrored,
-    left and right exchanged, half of the time. keep_checkpoints: how many of the newest are kept."""
+    left and right exchanged, half of the time. augment: the probability of each transform of `data.augmentation`, which
+    the network is told. keep_checkpoints: how many of the newest are kept."""
 
     batch_size: int = 128
     duration: Duration = Duration(1_300_000, "steps")
     ema_half_lives: tuple[Duration, ...] = (Duration(6931, "steps"),)  # d = 0.9999
     label_drop: float = 0.0
     flip: bool = False
+    augment: float = 0.0
     log_every: Duration = Duration(50, "steps")
     sample_every: Duration = Duration(10_000, "steps")
     save_every: Duration = Duration(10_000, "steps")
@@ -42,6 +44,7 @@ class Training:
             for half_life in self.ema_half_lives:
                 check.that(half_life.amount > 0, f"ema_half_lives must be more than 0, not '{half_life}'")
             check.that(0 <= self.label_drop <= 1, f"label_drop must lie in [0, 1], not {self.label_drop}")
+            check.that(0 <= self.augment <= 1, f"augment must lie in [0, 1], not {self.augment}")
             for name in ("duration", "log_every", "sample_every", "save_every"):
                 check.that(getattr(self, name).amount > 0, f"{name} must be more than 0, not '{getattr(self, name)}'")
 

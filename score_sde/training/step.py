@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Integer
 
 from score_sde import rng
+from score_sde.data import augmentation
 from score_sde.data.levels import Levels
 from score_sde.data.source import Batch
 from score_sde.denoiser import Model
@@ -33,11 +34,13 @@ def make_step(
     label_drop: float,
     seed: int,
     flip: bool = False,
+    augment: float = 0.0,
 ) -> Callable[[TrainState, Batch], TrainState]:
-    """The step to be compiled: dequantise, loss and gradient, update, averages.
+    """The step to be compiled: dequantise, augment, loss and gradient, update, averages.
 
     half_lives: of the averages, in steps. label_drop: the share of labels that are hidden. flip: whether half of the
-    images are mirrored, see `mirrored`.
+    images are mirrored, see `mirrored`. augment: the probability in `data.augmentation`; at 0 the network is told
+    nothing.
     """
 
     def loss_of(params: Params, batch: Batch, state: TrainState):
@@ -46,6 +49,9 @@ def make_step(
         image = mirrored(batch["image"], rng.child(keys, 4)) if flip else batch["image"]
         x_0 = levels.dequantise(image, rng.child(keys, 0))
         condition = _condition(batch, rng.child(keys, 3), label_drop)
+        if augment:
+            x_0, told = augmentation.augment(x_0, rng.child(keys, 5), augment)
+            condition = {**(condition or {}), "augment": told}
         on_bound = _followed(params, "ends") if model.sde.learned else params
         denoiser = model.denoiser(on_bound, train=True, rng=dropout)
         t, factor = times.draw(denoiser.sde, rng.child(keys, 2), state.times)

@@ -18,6 +18,8 @@ SETTINGS = (
     "--config.training.duration=20 steps",
     "--config.training.log_every=1 steps",
     "--config.sampling.samplers=pc,ddim",
+    "--config.model.augment_features=9",
+    "--config.training.augment=0.5",
 )
 LONGER = "--config.training.duration=24 steps"
 # Each line of arguments is one run of main.py; they share a process to share what starting one costs.
