@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -190,3 +192,19 @@ def test_works_from_any_directory(tmp_path, monkeypatch, refuse):
     line = refuse(program.flags(Path("new"), "train", "--config.seed=x"), tmp_path)
     assert "seed" in line
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--dtype=foo", "invalid choice: 'foo'"),
+        ("--batch=-1", "must be a positive integer, not -1"),
+        ("--steps=0", "must be a positive integer, not 0"),
+    ],
+)
+def test_benchmark_refuses_what_it_cannot_run(flag, message):
+    command = [sys.executable, str(program.ROOT / "scripts" / "benchmark"), "--models=mlp", flag]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
