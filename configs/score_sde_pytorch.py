@@ -86,6 +86,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"the original's config {path} is not JSON: {error}") from error
     if not isinstance(original, dict) or not all(isinstance(original.get(each, {}), dict) for each in SECTIONS):
         raise UserError(f"the original's config {path} must hold the sections {', '.join(SECTIONS)}")
+    # Where a config was recorded by hand, the two that matter of `training` may stand beside the sections.
+    beside = {key: original[key] for key in ("sde", "continuous") if key in original}
+    original = {key: value for key, value in original.items() if key not in beside}
+    original["training"] = {**beside, **original.get("training", {})}
     flat = {key: value for key, value in original.items() if key not in (*SECTIONS, "eval")}
     flat |= {f"{each}.{key}": value for each in SECTIONS for key, value in original.get(each, {}).items()}
     try:
@@ -108,7 +112,11 @@ def _check(flat: dict[str, Any]) -> None:
         for key, value in flat.items():
             kind = KEYS.get(key)
             if kind is None:
-                check.that(key in WITHOUT_EFFECT, f"unknown key {key} ({closest(key, KEYS)})")
+                unknown = key not in WITHOUT_EFFECT
+                of_network = key.startswith("model.")
+                check.that(not (unknown and of_network), f"unknown key {key} ({closest(key, KEYS)})")
+                if unknown and not of_network:
+                    print(f"the original's config: {key} is not known and without effect here")
                 continue
             fits = isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
             fits = fits or (kind is float and type(value) is int)

@@ -387,3 +387,13 @@ def test_a_data_set_that_the_original_does_not_have_is_said_to_be_synthetic(tmp_
     values = changed(tmp_path, VE, "data.dataset", "MNIST")
     assert values["data"]["source"] == "synthetic"
     assert "there is no data set MNIST here; synthetic images stand in for it" in capsys.readouterr().out
+
+
+def test_process_and_levels_may_stand_beside_the_sections_and_other_keys_are_named(tmp_path, capsys):
+    original = json.loads(json.dumps(ORIGINAL[VE]))
+    sections = {each: original[each] for each in ("model", "data")}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**sections, "sde": "vesde", "continuous": True, "config": VE}))
+    values = build.load_config(f"{CONFIGS / 'score_sde_pytorch.py'}:{file}")
+    assert values["sde"]["name"] == "ve"
+    assert "config is not known and without effect here" in capsys.readouterr().out
