@@ -153,7 +153,7 @@ def _vp_meaning(own: Arguments) -> tuple[Arguments, Arguments]:
         raise UserError(f"VPPrecond of the snapshot has M={own['M']} steps; only 1000, labels of 999 t, are known")
     low, slope = float(own["beta_min"]), float(own["beta_d"])
     epsilon = {"prediction": "epsilon", "noise_condition": "time", "input_scale": "none"}
-    return epsilon, {"name": "vp", "beta_min": low, "beta_max": low + slope}
+    return epsilon, {"name": "vp", "beta_min": low, "beta_max": low + slope, "T": 1.0}
 
 
 def _ve_meaning(own: Arguments) -> tuple[Arguments, Arguments]:
