@@ -62,8 +62,9 @@ def with_first(change):
     ("content", "message"),
     [
         (lambda: with_step(float("inf")), "OverflowError"),
-        (lambda: with_step(2**40), "is of step 1099511627776; a step lies in"),
-        (lambda: with_step(-7), "is of step -7"),
+        (lambda: with_step(2**40), "of a step that does not lie in"),
+        (lambda: with_step(-7), "of a step that does not lie in"),
+        (lambda: with_step(10**5000), "of a step that does not lie in"),
         (lambda: with_first(lambda value: value * np.nan), "not finite: "),
         (
             lambda: with_first(lambda value: value.astype(np.int32)),
@@ -101,7 +102,7 @@ def first_as(kind):
         ({"config": {"model": {"centered": False}}}, "model.centered False, not True"),
         ({"config": {"sde": {"name": "cosine"}}}, "sde.name 'cosine', not "),
         ({"config": {"parameterisation": {"prediction": "v"}}}, "parameterisation.prediction 'v', not "),
-        ({"step": "-1"}, "is of step -1"),
+        ({"step": "-1"}, "of a step that does not lie in"),
         ({"step": "many"}, "no safetensors file"),
         ({"config": 3}, "no safetensors file"),
         ({"change": first_as(np.int32)}, "no floating-point numbers: .* of int32"),
@@ -176,7 +177,7 @@ def test_a_classifier_is_where_its_own_training_would_be(file, tmp_path):
 )
 def test_a_classifier_that_does_not_fit_is_refused(file, changes, message, refuse, tmp_path):
     arguments = (*OF_DIGITS, f"--import.file={file(of_ten_classes())}", "--import.network=classifier", *changes)
-    assert message in refuse(program.flags(tmp_path / "run", "import", *arguments), tmp_path)
+    assert message in refuse(program.flags(tmp_path / "run", "import", *arguments), tmp_path, compiles=True)
 
 
 def test_a_score_network_is_no_classifier(tmp_path):

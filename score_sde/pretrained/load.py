@@ -111,7 +111,7 @@ def _same(one: Any, other: Any) -> bool:
 def _step(path: Path, step: int) -> int:
     """The step. Raises UserError where no training has such a one."""
     if not 0 <= step <= LAST_STEP:
-        raise UserError(f"{path} is of step {str(step)[:20]}; a step lies in [0, 2**31)")
+        raise UserError(f"{path} is of a step that does not lie in [0, 2**31)")
     return step
 
 
