@@ -119,6 +119,9 @@ VARIANTS = {
             "attention_resolutions": (4,),
             "attention_order": "new",
             "head_channels": 0,
+            "channels": 16,
+            "channels_per_group": 4,
+            "embedding_multiplier": 2,
         },
     ],
 }

@@ -1,5 +1,7 @@
 """What is ADM's own; the rest is in test_models, and its outputs in test_pretrained_guided_diffusion."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,8 +66,10 @@ def test_a_small_image_is_enlarged_to_that_of_x():
         ({"channel_multipliers": (0.3,)}, "multiples of 32"),
         ({"channel_multipliers": ()}, "multiples of 32"),
         ({"blocks_per_resolution": 0}, "blocks_per_resolution"),
-        ({"head_channels": 48}, "head_channels must divide"),
-        ({"head_channels": 0, "heads": 0}, "heads must divide"),
+        ({"channels": 33, "channel_multipliers": (32.0,)}, "channels must be even"),
+        ({"channels": 48, "channel_multipliers": (1.0, 2.0), "channels_per_group": 4}, "sums of neighbours"),
+        ({"channels_per_group": 0, "embedding_multiplier": 0}, "channels_per_group .* embedding_multiplier"),
+        ({"head_channels": 0, "heads": 0}, "heads must be at least 1"),
         ({"attention_order": "legacie"}, "did you mean 'legacy'"),
         ({"dropout": 1.0}, "dropout"),
         ({"classes": -1, "dtype": "float"}, "unknown dtype .* classes"),
@@ -79,5 +83,17 @@ def test_bad_settings_are_refused(settings, message):
 def test_wrong_shapes_are_refused():
     with pytest.raises(UserError, match="not 30x33; the nearest is 32x32"):
         Network(ADM(attention_resolutions=()), (30, 33, 3))
+    with pytest.raises(UserError, match=r"adm: head_channels 48 makes no whole heads of the \[256, 512\] channels"):
+        Network(ADM(head_channels=48, attention_resolutions=(32,)), (64, 64, 3))
+    with pytest.raises(UserError, match=r"adm: heads 5 makes no whole heads of the \[512\] channels"):
+        Network(ADM(head_channels=0, heads=5, attention_resolutions=()), (64, 64, 3))
     with pytest.raises(UserError, match=r"attention_resolutions \[32\] are none of the heights \[8, 4\]"):
         Network(ADM(**{**SMALL["adm"][0], "attention_resolutions": (32, 8)}), (8, 8, 3))
+
+
+def test_heads_are_asked_of_widths_with_attention_alone():
+    """The original asks no others either: 64 channels a head, where the 32 of the first resolution have none."""
+    narrow = ADM(channels=32, channel_multipliers=(1.0, 2.0), attention_resolutions=(4,), head_channels=64)
+    Network(narrow, (8, 8, 3))
+    with pytest.raises(UserError, match=r"head_channels 64 makes no whole heads of the \[32, 64\] channels"):
+        Network(dataclasses.replace(narrow, attention_resolutions=(8, 4)), (8, 8, 3))

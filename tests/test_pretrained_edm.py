@@ -28,7 +28,7 @@ from score_sde.sde import EDM, PROCESSES
 from tests.networks import quick_jit
 
 FIXTURES = Path(__file__).parent / "fixtures"
-CASES = {"edm": ("edm", "vp", "ve", "adm"), "edm2": ("edm2", "edm2_options")}
+CASES = {"edm": ("edm", "vp", "ve", "adm", "adm_narrow"), "edm2": ("edm2", "edm2_options")}
 case = pytest.mark.parametrize(("file", "name"), [(file, name) for file, names in CASES.items() for name in names])
 
 
@@ -126,7 +126,7 @@ def test_weights_of_another_kind_are_refused():
 
 def test_what_a_snapshot_says():
     found = described(record("VPPrecond", 32, 3, beta_min=0.2, beta_d=9.8, attn_resolutions=[64, 16, 3]))
-    assert found.sde == {"name": "vp", "beta_min": 0.2, "beta_max": 10.0}
+    assert found.sde == {"name": "vp", "beta_min": 0.2, "beta_max": 10.0, "T": 1.0}
     assert found.parameterisation["noise_condition"] == "time"
     assert found.shape == (32, 32, 3)
     assert found.settings.attention_resolutions == (16,)  # it never comes to the others
@@ -141,10 +141,10 @@ def test_what_a_snapshot_says():
     ("of", "message"),
     [
         (record("StackedRandomGenerator"), "class 'StackedRandomGenerator' are not known"),
-        (record("iDDPMPrecond", 64, 3), "class 'iDDPMPrecond' are not known"),
+        (record("iDDPMPrecond", 64, 3), "'iDDPMPrecond' are not known .*the number of a step of the cosine schedule"),
         (record("EDMPrecond", 32, 3, model_type="DiT"), "networks of class 'DiT' are not known"),
-        (record("EDMPrecond", 32, 3, augment_dim=9), "augment_dim=9 is not known, only 0"),
-        (record("EDMPrecond", 32, 3, model_channels=96), "DhariwalUNet of 96 channels"),
+        (record("EDMPrecond", 32, 3, model_channels=8), "no attention in a middle of 32 channels"),
+        (record("EDMPrecond", 32, 3, model_channels=100), "must be whole groups"),
         (record("EDMPrecond", 32, model_type="SongUNet"), "does not say its img_channels"),
         (record("EDMPrecond", 32, 3, model_type="SongUNet", depth=3), "not known: depth"),
         (record("EDMPrecond", *range(9)), "has 9 arguments, at most 8"),
@@ -182,6 +182,16 @@ def test_a_file_is_imported(file, name, monkeypatch):
     found, network, params = imported(file, name)
     loaded = load(Path("a.pkl"), network)
     jax.tree.map(np.testing.assert_array_equal, loaded.average, params)
+    config = {"parameterisation": {**found.parameterisation, "more": 1}, "sde": {"name": "edm", **found.sde}}
+    loaded.check(config)
+    other = {"prediction": "v", "sigma_data": 1.0}
+    with pytest.raises(
+        UserError, match=r"other settings than the config's: parameterisation\.prediction '\w+', not 'v'"
+    ):
+        loaded.check(config | {"parameterisation": config["parameterisation"] | other})
+    if found.sde:
+        with pytest.raises(UserError, match=r"other settings than the config's: sde\.name '\w+', not 'cosine'"):
+            loaded.check(config | {"sde": {"name": "cosine"}})
     with pytest.raises(UserError, match=r"a\.pkl: the snapshot's network is another than the config's: classes"):
         load(Path("a.pkl"), Network(dataclasses.replace(found.settings, classes=9), found.shape))
 

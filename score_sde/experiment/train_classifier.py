@@ -42,19 +42,19 @@ def check(experiment: Experiment) -> None:
         checks.that(labels <= 1 or classes == labels, f"classifier.classes must be the data's {labels}, not {classes}")
         checks.that(not sde.learned, "train_classifier needs a process that is not learned")
     check_batch_size(experiment.mesh, plan.training.batch_size, "classifier.batch_size")
-    own = _own(experiment)
+    own = own_experiment(experiment)
     own.steps(own.training.duration)
     try:
         _model(experiment)
     except UserError as error:
         raise UserError(f"config: classifier: {error}") from error
-    own.workdir.check(_config(experiment), needs_checkpoint=False)
+    own.workdir.check(own_config(experiment), needs_checkpoint=False)
 
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """Trains to the configured duration; does nothing if it is reached."""
-    own, model = _own(experiment), _model(experiment)
-    own.workdir.create(_config(experiment))
+    own, model = own_experiment(experiment), _model(experiment)
+    own.workdir.create(own_config(experiment))
     optimiser, half_lives = own.optimiser.build(own.learning_rate()), own.half_lives()
     classifier = Classifier(own.classifier.network, own.source.shape)
 
@@ -82,7 +82,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
     fit(own, Task(init=init, step=step, fields=("image", "label"), preview=preview, at_end=True), stop)
 
 
-def _own(experiment: Experiment) -> Experiment:
+def own_experiment(experiment: Experiment) -> Experiment:
     """The experiment whose training is the classifier's."""
     settings = experiment.classifier.training
     rate: dict[str, Any] = {"learning_rate": settings.learning_rate, "weight_decay": settings.weight_decay}
@@ -96,7 +96,7 @@ def _own(experiment: Experiment) -> Experiment:
     )
 
 
-def _config(experiment: Experiment) -> dict[str, Any]:
+def own_config(experiment: Experiment) -> dict[str, Any]:
     """What the classifier depends on: of these its workdir is. Its duration may change, as a training's may."""
     config = experiment.config
     classifier = dict(config["classifier"])

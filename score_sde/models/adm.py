@@ -10,6 +10,9 @@ exp(½(1 + v) log β + ½(1 − v) log β̃) of a reverse step:
     module = with_params(settings, shape, params)     # models.functional
     mean, variance = module.mean_and_variance(x, noise_condition, condition, train=False, rng=None)
 
+How the sample was augmented joins the features of the noise level before the two layers of its embedding, as in EDM;
+all else of the condition after them.
+
 The super-resolution variant is `image_channels` of x's number: the condition `image`, of a smaller size, is resized to
 that of x by the bilinear rule, and concatenated to it.
 """
@@ -75,7 +78,10 @@ class ADMModule(nnx.Module):
         dtype: Dtype = DTYPES[settings.dtype]
         self.settings = settings
         self.noise = NoiseEmbedding(settings, rngs=rngs)
-        self.condition = ConditionEmbedding(settings, 4 * settings.channels, dtype=dtype, rngs=rngs)
+        own = Conditions(augment_features=settings.augment_features)
+        self.augmentation = ConditionEmbedding(own, settings.channels, dtype=dtype, rngs=rngs)
+        rest = dataclasses.replace(settings, augment_features=0)
+        self.condition = ConditionEmbedding(rest, settings.embedding_features, dtype=dtype, rngs=rngs)
         told: dict[str, Any] = {"token_features": settings.token_features, "rngs": rngs}
         self.encoder = Encoder(settings, (*shape[:-1], shape[-1] + settings.image_channels), **told)
         channels, skips, up = self.encoder.channels, list(self.encoder.skips), []
@@ -87,7 +93,7 @@ class ADMModule(nnx.Module):
                 channels = width
             up.append(Level(layers, between("up", channels, settings, rngs=rngs) if number else None))
         self.up = nnx.List(up)
-        self.norm_out = norm(channels, dtype=dtype)
+        self.norm_out = norm(channels, settings, dtype=dtype)
         outputs = shape[-1] * (2 if settings.learned_variance else 1)
         self.conv_out = conv(channels, outputs, 3, init=ZERO, dtype=dtype, rngs=rngs)
 
@@ -127,7 +133,9 @@ class ADMModule(nnx.Module):
         train: bool,
         rng: jax.Array | None,
     ) -> Float[Array, "batch height width outputs"]:
-        embedding = self.condition.add_to(self.noise(noise_condition), condition)
+        augment, condition = _parts(condition)
+        features = self.augmentation.add_to(self.noise.features(noise_condition), augment)
+        embedding = self.condition.add_to(self.noise(features), condition)
         tokens = self.condition.tokens(condition, len(x)) if self.settings.token_features else None
         run = runner(self.settings, embedding, tokens, train=train, rng=rng)
         h, skips = self.encoder(self.condition.with_image(x, condition), run)
@@ -136,3 +144,11 @@ class ADMModule(nnx.Module):
                 h = run(layer, jnp.concatenate([h, skips.pop()], axis=-1))
             h = h if level.after is None else run(level.after, h)
         return self.conv_out(jax.nn.silu(self.norm_out(h))).astype(jnp.float32)
+
+
+def _parts(condition: Condition) -> tuple[Condition, Condition]:
+    """How the sample was augmented, and the rest of the condition; what is dropped is dropped of both."""
+    if condition is None:
+        return None, None
+    augment = {key: condition[key] for key in ("augment", "drop") if key in condition}
+    return augment, {key: value for key, value in condition.items() if key != "augment"}

@@ -5,8 +5,8 @@ r"""What ADM's U-Net and its classifier share: the settings, the blocks and the 
     down        blocks, with attention at some resolutions; then R = down in a block, or a convolution of stride 2
 
 R is nearest neighbour or the mean of 2×2. Without `scale_shift_norm` a block's embedding is added before its second
-norm. All norms are of 32 groups. Kernels begin as PyTorch's do, U(±1/√fan-in), biases at zero, the last layer of each
-residual branch at zero.
+norm. All norms are of 32 groups, or as many as `channels_per_group` allows. Kernels begin as PyTorch's do,
+U(±1/√fan-in), biases at zero, the last layer of each residual branch at zero.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from score_sde.errors import Checks
+from score_sde.errors import Checks, UserError
 from score_sde.models.attention import CrossAttention, Heads, attend
 from score_sde.models.conditioning import check_unet
 from score_sde.models.layers import (
@@ -50,10 +50,12 @@ ZERO = nnx.initializers.zeros
 class UNetSettings:
     """Settings of the blocks.
 
-    channels: times `channel_multipliers`, the width at each resolution; each a multiple of 32. attention_resolutions:
-    heights in pixels at which attention follows each block. heads: of each attention, or as many of `head_channels` as
-    the width holds where that is not 0. attention_order: how queries, keys and values lie in their projection, "new"
-    one after the other, "legacy" head by head; published weights are of either. resample_blocks: whether residual
+    channels: times `channel_multipliers`, the width at each resolution. channels_per_group: the fewest in a group of a
+    normalisation, 4 in EDM's form of this network; narrow widths have fewer groups than 32 then. embedding_multiplier:
+    width of the embedding, in `channels`. attention_resolutions: heights in pixels at which attention follows each
+    block; one is in the middle always. heads: of each attention, or as many of at least `head_channels` as the width
+    holds where that is not 0. attention_order: how queries, keys and values lie in their projection, "new" one after
+    the other, "legacy" head by head; published weights are of either. resample_blocks: whether residual
     blocks change the resolution ("resblock_updown"), or else nothing but resampling, with a convolution where
     `resample_convolution`. dtype: of the computation, "float32" or "bfloat16"; parameters are float32 always. remat:
     activations within blocks are recomputed in the backward pass.
@@ -61,6 +63,8 @@ class UNetSettings:
 
     channels: int = 128
     channel_multipliers: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
+    channels_per_group: int = 1
+    embedding_multiplier: int = 4
     blocks_per_resolution: int = 2
     attention_resolutions: tuple[int, ...] = (32, 16, 8)
     heads: int = 4
@@ -78,6 +82,15 @@ class UNetSettings:
         """The channels at each resolution."""
         return [int(self.channels * multiplier) for multiplier in self.channel_multipliers]
 
+    @property
+    def embedding_features(self) -> int:
+        """The width of the noise level's embedding."""
+        return self.embedding_multiplier * self.channels
+
+    def groups_of(self, width: int) -> int:
+        """In how many groups `width` channels are normalised."""
+        return min(GROUPS, width // self.channels_per_group)
+
     def heads_of(self, width: int) -> int:
         """How many heads an attention over `width` channels has."""
         return width // self.head_channels if self.head_channels else self.heads
@@ -86,43 +99,60 @@ class UNetSettings:
         """Notes what is wrong with these settings."""
         check.name("attention_order", self.attention_order, ATTENTION_ORDERS)
         check.name("dtype", self.dtype, DTYPES)
-        widths = self.widths
-        check.that(
-            len(widths) > 0 and all(width > 0 and width % GROUPS == 0 for width in (self.channels, *widths)),
-            f"channels, and channels times each of channel_multipliers, must be multiples of {GROUPS}, not "
-            f"{self.channels} times {self.channel_multipliers}",
-        )
-        blocks = self.blocks_per_resolution
-        check.that(blocks >= 1, f"blocks_per_resolution must be at least 1, not {blocks}")
+        for name in ("channels_per_group", "embedding_multiplier", "blocks_per_resolution"):
+            check.that(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        check.that(self.channels % 2 == 0, f"channels must be even, not {self.channels}")
+        if self.channels_per_group >= 1:
+            self._check_groups(check)
         check.that(self.head_channels >= 0, f"head_channels must be at least 0, not {self.head_channels}")
-        name, divisor = ("head_channels", self.head_channels) if self.head_channels else ("heads", self.heads)
-        divides = divisor > 0 and all(width % divisor == 0 for width in widths)
-        check.that(divides, f"{name} must divide the channels at each resolution, {widths}, not {divisor}")
+        check.that(self.head_channels > 0 or self.heads > 0, f"heads must be at least 1, not {self.heads}")
         check.that(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
+
+    def _check_groups(self, check: Checks) -> None:
+        """Notes widths that are no whole groups, those of two resolutions side by side on the way up among them."""
+        widths = self.widths
+        normalised = [*widths, *(2 * width for width in widths), *map(sum, itertools.pairwise(widths))]
+        groups = [self.groups_of(width) for width in normalised]
+        whole = all(count > 0 and width % count == 0 for width, count in zip(normalised, groups, strict=True))
+        check.that(
+            len(widths) > 0 and whole,
+            "channels times each of channel_multipliers, and sums of neighbours, must be whole groups (multiples of "
+            f"{GROUPS} are), not {self.channels} times {self.channel_multipliers}",
+        )
 
     def check_sides(self, network: str, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is (height, width, channels) that the down-sampling divides."""
-        check_unet(network, shape, len(self.channel_multipliers), self.attention_resolutions)
+        heights = check_unet(network, shape, len(self.channel_multipliers), self.attention_resolutions)
+        levels = [level for level, height in enumerate(heights) if height in self.attention_resolutions]
+        attended = sorted({self.widths[level] for level in (*levels, -1)})
+        if not all(self.heads_of(width) > 0 and width % self.heads_of(width) == 0 for width in attended):
+            name = "head_channels" if self.head_channels else "heads"
+            value = getattr(self, name)
+            raise UserError(f"{network}: {name} {value} makes no whole heads of the {attended} channels with attention")
 
 
-def norm(channels: int, *, dtype: Dtype) -> GroupNorm:
-    """Normalisation of 32 groups, with PyTorch's epsilon."""
-    return GroupNorm(channels, groups=GROUPS, epsilon=1e-5, dtype=dtype)
+def norm(channels: int, settings: UNetSettings, *, dtype: Dtype) -> GroupNorm:
+    """Normalisation of groups, with PyTorch's epsilon."""
+    return GroupNorm(channels, groups=settings.groups_of(channels), epsilon=1e-5, dtype=dtype)
 
 
 class NoiseEmbedding(nnx.Module):
-    """W₂ silu(W₁ [cos, sin]) of the noise condition, of 4 `channels` features."""
+    """W₂ silu(W₁ f) of features f = [cos, sin] of the noise condition, with what is added to them."""
 
     def __init__(self, settings: UNetSettings, *, rngs: nnx.Rngs) -> None:
         width, dtype = settings.channels, DTYPES[settings.dtype]
         self.width = width
-        self.embed_in = dense(width, 4 * width, init=START, dtype=dtype, rngs=rngs)
-        self.embed_out = dense(4 * width, 4 * width, init=START, dtype=dtype, rngs=rngs)
+        self.embed_in = dense(width, settings.embedding_features, init=START, dtype=dtype, rngs=rngs)
+        self.embed_out = dense(
+            settings.embedding_features, settings.embedding_features, init=START, dtype=dtype, rngs=rngs
+        )
 
-    def __call__(self, noise_condition: Float[Array, "batch"]) -> Embedding:
+    def features(self, noise_condition: Float[Array, "batch"]) -> Embedding:
         sine_cosine = positional_embedding(noise_condition, self.width, last=False)
-        cosine_sine = jnp.roll(sine_cosine, self.width // 2, axis=1)
-        return self.embed_out(jax.nn.silu(self.embed_in(cosine_sine)))
+        return jnp.roll(sine_cosine, self.width // 2, axis=1)
+
+    def __call__(self, features: Embedding) -> Embedding:
+        return self.embed_out(jax.nn.silu(self.embed_in(features)))
 
 
 class Block(nnx.Module):
@@ -134,11 +164,11 @@ class Block(nnx.Module):
         dtype: Any = DTYPES[settings.dtype]
         options = {"dtype": dtype, "rngs": rngs}
         self.resample, self.scale_shift = resample, settings.scale_shift_norm
-        self.norm_in = norm(in_channels, dtype=dtype)
+        self.norm_in = norm(in_channels, settings, dtype=dtype)
         self.conv_in = conv(in_channels, out_channels, 3, init=START, **options)
         told = 2 * out_channels if settings.scale_shift_norm else out_channels
-        self.embedding = dense(4 * settings.channels, told, init=START, **options)
-        self.norm_out = norm(out_channels, dtype=dtype)
+        self.embedding = dense(settings.embedding_features, told, init=START, **options)
+        self.norm_out = norm(out_channels, settings, dtype=dtype)
         self.dropout = nnx.Dropout(settings.dropout)
         self.conv_out = conv(out_channels, out_channels, 3, init=ZERO, **options)
         self.skip = pointwise(in_channels, out_channels, init=START, **options) if in_channels != out_channels else None
@@ -184,7 +214,7 @@ class SelfAttention(nnx.Module):
         dtype: Any = DTYPES[settings.dtype]
         options = {"dtype": dtype, "rngs": rngs}
         self.heads, self.order = settings.heads_of(channels), settings.attention_order
-        self.norm = norm(channels, dtype=dtype)
+        self.norm = norm(channels, settings, dtype=dtype)
         self.query_key_value = pointwise(channels, 3 * channels, init=START, axes=("in", "heads"), **options)
         self.output = pointwise(channels, channels, init=ZERO, axes=("heads", "out"), **options)
 

@@ -65,7 +65,7 @@ class AttentionPool(nnx.Module):
     def __init__(self, settings: ADMClassifier, encoder: Encoder, pixels: int, *, rngs: nnx.Rngs) -> None:
         channels, options = encoder.channels, {"init": START, "dtype": jnp.float32, "rngs": rngs}
         self.heads = settings.heads_of(channels)
-        self.norm = norm(channels, dtype=jnp.float32)
+        self.norm = norm(channels, settings, dtype=jnp.float32)
         position = jax.random.normal(rngs.params(), (pixels + 1, channels)) / math.sqrt(channels)
         self.position = parameter(position, "tokens", "channels")
         self.query_key_value = dense(channels, 3 * channels, axes=("in", "heads"), **options)
@@ -83,7 +83,7 @@ class MeanPool(nnx.Module):
     """The pool "adaptive"."""
 
     def __init__(self, settings: ADMClassifier, encoder: Encoder, pixels: int, *, rngs: nnx.Rngs) -> None:
-        self.norm = norm(encoder.channels, dtype=jnp.float32)
+        self.norm = norm(encoder.channels, settings, dtype=jnp.float32)
         self.output = dense(encoder.channels, settings.classes, init=ZERO, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, h: Image, skips: list[Image]) -> Logits:
@@ -96,7 +96,7 @@ class SpatialPool(nnx.Module):
     def __init__(self, settings: ADMClassifier, encoder: Encoder, pixels: int, *, rngs: nnx.Rngs) -> None:
         options: dict[str, Any] = {"init": START, "dtype": jnp.float32, "rngs": rngs}
         self.hidden = dense(sum(encoder.skips) + encoder.channels, HIDDEN, **options)
-        self.norm = norm(HIDDEN, dtype=jnp.float32) if settings.pool == "spatial_v2" else None
+        self.norm = norm(HIDDEN, settings, dtype=jnp.float32) if settings.pool == "spatial_v2" else None
         self.output = dense(HIDDEN, settings.classes, **options)
 
     def __call__(self, h: Image, skips: list[Image]) -> Logits:
@@ -127,5 +127,5 @@ class ADMClassifierModule(nnx.Module):
         self, x: Image, noise_condition: Float[Array, "batch"], *, train: bool, rng: jax.Array | None
     ) -> Logits:
         """The logits, float32. rng is needed where train and dropout > 0."""
-        run = runner(self.settings, self.noise(noise_condition), train=train, rng=rng)
+        run = runner(self.settings, self.noise(self.noise.features(noise_condition)), train=train, rng=rng)
         return self.pool(*self.encoder(x, run))

@@ -181,6 +181,8 @@ def _adm(settings: ADM, tensors: Tensors, negated: bool) -> Params:
     if settings.classes:
         rows = tensors.dense("model.map_label", bias=False)["kernel"]
         params["condition"] = {"label": {"embedding": np.pad(rows, ((1, 0), (0, 0))) if rows.ndim == 2 else rows}}
+    if settings.augment_features:
+        params["augmentation"] = {"augment": tensors.dense("model.map_augment", bias=False)}
     return params
 
 

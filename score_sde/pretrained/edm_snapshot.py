@@ -5,6 +5,9 @@ outermost is a preconditioning around a network:
 
     VPPrecond    of VP, predicts ε             EDMPrecond   EDM's
     VEPrecond    of VE, predicts −ε            Precond      EDM2's, the same with a learned uncertainty
+
+Not iDDPMPrecond: its levels are those of `cosine` with offset C_2 at t = i/M, but its network is told i − 1, and that
+process has no steps to be numbered here.
 """
 
 import dataclasses
@@ -13,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from score_sde.errors import Checks, UserError
+from score_sde.errors import UserError
 from score_sde.models.adm import ADM
 from score_sde.models.edm import SongUNet
 from score_sde.models.edm2 import EDM2
@@ -21,6 +24,7 @@ from score_sde.pretrained.pickles import Record
 from score_sde.pretrained.tensors import listed
 
 Arguments = dict[str, Any]
+HEAD_CHANNELS = 64  # of a DhariwalUNet
 # Settings that do not change what a trained network computes, or that `edm.convert` allows for.
 FREE = ("dropout", "dtype", "remat", "attention_order", "heads", "resample_convolution")
 
@@ -52,6 +56,9 @@ def flat_state(module: Record | Mapping[str, Any], prefix: str = "") -> dict[str
 
 # Parameters of the constructors in their order, with their defaults; `REQUIRED` where they have none.
 REQUIRED = object()
+WITHOUT_STEPS = (
+    "its network is told the number of a step of the cosine schedule, and the process 'cosine' here has no steps"
+)
 INTERFACE = {"img_resolution": REQUIRED, "img_channels": REQUIRED, "label_dim": 0, "use_fp16": False}
 PRECONDITIONINGS: dict[str, Arguments] = {
     "VPPrecond": INTERFACE | {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5, "model_type": "SongUNet"},
@@ -107,7 +114,8 @@ def described(record: Record) -> Snapshot:
     """The settings that make the snapshot's network. Raises UserError where this project has no such network."""
     name = record.class_name
     if name not in PRECONDITIONINGS:
-        raise UserError(f"snapshots of class {name!r} are not known (known: {', '.join(PRECONDITIONINGS)})")
+        why = f"; {WITHOUT_STEPS}" if name == "iDDPMPrecond" else ""
+        raise UserError(f"snapshots of class {name!r} are not known (known: {', '.join(PRECONDITIONINGS)}){why}")
     order = PRECONDITIONINGS[name]
     if len(record.init_args) > len(order):
         raise UserError(f"{name} of the snapshot has {len(record.init_args)} arguments, at most {len(order)} are known")
@@ -153,7 +161,7 @@ def _vp_meaning(own: Arguments) -> tuple[Arguments, Arguments]:
         raise UserError(f"VPPrecond of the snapshot has M={own['M']} steps; only 1000, labels of 999 t, are known")
     low, slope = float(own["beta_min"]), float(own["beta_d"])
     epsilon = {"prediction": "epsilon", "noise_condition": "time", "input_scale": "none"}
-    return epsilon, {"name": "vp", "beta_min": low, "beta_max": low + slope}
+    return epsilon, {"name": "vp", "beta_min": low, "beta_max": low + slope, "T": 1.0}
 
 
 def _ve_meaning(own: Arguments) -> tuple[Arguments, Arguments]:
@@ -188,24 +196,27 @@ def _song_unet(own: Arguments, model: Arguments) -> SongUNet:
 
 
 def _adm(own: Arguments, model: Arguments) -> ADM:
-    """The same network as guided-diffusion's, where it takes no augmentation and is at least 128 channels wide."""
+    """The same network as guided-diffusion's, in its norms where all widths are at least 128 channels.
+
+    Where a width is less than one head's there is no attention.
+    """
     channels, multipliers = int(model["model_channels"]), _integers(model["channel_mult"])
-    with Checks() as check:
-        augment = model["augment_dim"]
-        check.that(not augment, f"DhariwalUNet with augment_dim={augment} is not known, only 0")
-        wide = model["channel_mult_emb"]
-        check.that(wide == 4, f"DhariwalUNet with channel_mult_emb={wide} is not known, only 4")
-        narrow = channels * min(multipliers)
-        check.that(narrow >= 128, f"DhariwalUNet of {narrow} channels normalises in fewer groups than the 32 of ADM")
+    widths = [channels * multiplier for multiplier in multipliers]
+    if widths[-1] < HEAD_CHANNELS:
+        raise UserError(f"DhariwalUNet has no attention in a middle of {widths[-1]} channels, as ADM always has")
+    wide = {int(own["img_resolution"]) >> level for level, width in enumerate(widths) if width >= HEAD_CHANNELS}
     return ADM(
         channels=channels,
         channel_multipliers=tuple(map(float, multipliers)),
+        channels_per_group=4 if min(widths) < 128 else 1,
+        embedding_multiplier=int(model["channel_mult_emb"]),
         blocks_per_resolution=int(model["num_blocks"]),
-        attention_resolutions=_heights(own, model),
-        head_channels=64,
+        attention_resolutions=tuple(height for height in _heights(own, model) if height in wide),
+        head_channels=HEAD_CHANNELS,
         attention_order="new",
         dropout=float(model["dropout"]),
         classes=int(own["label_dim"]),
+        augment_features=int(model["augment_dim"]),
     )
 
 

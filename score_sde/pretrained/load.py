@@ -1,6 +1,8 @@
 """Which importer reads a file, for which network. To add one: its line in `CONVERTERS`."""
 
 import functools
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +13,9 @@ import safetensors
 import safetensors.numpy
 
 from score_sde.errors import UserError, closest
-from score_sde.models import Network
+from score_sde.models import Classifier, Network
 from score_sde.models.adm import ADM
+from score_sde.models.adm_classifier import ADMClassifier
 from score_sde.models.ddpm import DDPM
 from score_sde.models.dit import DiT
 from score_sde.models.edm import SongUNet
@@ -36,6 +39,7 @@ CONVERTERS: dict[type, Converter] = {
     NCSN: ncsn.convert,
     NCSNv2: ncsn.convert,
     ADM: guided_diffusion.convert,
+    ADMClassifier: guided_diffusion.convert_classifier,
     DiT: dit.convert,
     SongUNet: edm.convert,
     EDM2: edm.convert,
@@ -44,25 +48,45 @@ CONVERTERS: dict[type, Converter] = {
 SEPARATOR = "/"  # in the names of a safetensors file
 
 
+LAST_STEP = 2**31 - 1
+Says = dict[str, dict[str, Any]]
+FREE = ("dropout", "dtype", "remat")  # settings of a network that do not change what it computes once trained
+
+
 class Loaded(NamedTuple):
     """raw, average: the parameters and their moving average, the same where the file holds one of them. step: of the
-    training, 0 where the file does not say."""
+    training, 0 where the file does not say. says: of sections of a config, the settings with which the network was
+    trained, those that the file names."""
 
     raw: Params
     average: Params
     step: int
+    says: Says
+
+    def check(self, config: Says) -> None:
+        """Raises UserError that names where a config, as plain data, differs from what the file says."""
+        pairs = [
+            (f"{section}.{key}", theirs, config[section][key])
+            for section, settings in self.says.items()
+            for key, theirs in settings.items()
+            if key in config[section]
+        ]
+        other = [f"{key} {theirs!r}, not {ours!r}" for key, theirs, ours in pairs if not _same(theirs, ours)]
+        if other:
+            raise UserError(f"the file's network was trained with other settings than the config's: {listed(other)}")
 
 
 class Named(NamedTuple):
-    """The same as named tensors. convert: where the file says itself what its names are, and not `CONVERTERS`."""
+    """The same as named tensors. convert: where the file says itself what its names are; None for `CONVERTERS`."""
 
     raw: dict[str, np.ndarray]
     average: dict[str, np.ndarray]
-    step: int = 0
-    convert: Converter | None = None
+    step: int
+    says: Says
+    convert: Converter | None
 
 
-def load(path: Path, network: Network, weights: str = "ema") -> Loaded:
+def load(path: Path, network: Network | Classifier, weights: str = "ema") -> Loaded:
     """A published checkpoint as parameters of `network`. weights: "ema", or "raw" for the parameters in its place.
 
     Files: of score_sde_pytorch, ncsn and ncsnv2 (`.pth`), snapshots of EDM and EDM2 (`.pkl`), state dicts of
@@ -72,44 +96,60 @@ def load(path: Path, network: Network, weights: str = "ema") -> Loaded:
     if weights not in WEIGHTS:
         raise UserError(f"unknown weights {weights!r} ({closest(weights, WEIGHTS)})")
     if path.suffix == ".safetensors":
-        params = _read_safetensors(path, network)
-        return Loaded(params, params, 0)
+        return _read_safetensors(path, network)
     named = _named(path, network)
+    step = _step(path, named.step)
     average = _converted(path, network, named.average, named.convert)
     if named.raw is named.average:
-        return Loaded(average, average, named.step)
+        return Loaded(average, average, step, named.says)
     raw = _converted(path, network, named.raw, named.convert)
-    return Loaded(raw, raw if weights == "raw" else average, named.step)
+    return Loaded(raw, raw if weights == "raw" else average, step, named.says)
 
 
-def _named(path: Path, network: Network) -> Named:
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return bool(one == other)
+
+
+def _step(path: Path, step: int) -> int:
+    """The step. Raises UserError where no training has such a one."""
+    if not 0 <= step <= LAST_STEP:
+        raise UserError(f"{path} is of a step that does not lie in [0, 2**31)")
+    return step
+
+
+def _named(path: Path, network: Network | Classifier) -> Named:
     content = read_checkpoint(path)
     try:
         if score_sde_pytorch.is_one(content):
-            return Named(*score_sde_pytorch.weights(content))
+            return Named(*score_sde_pytorch.weights(content), {}, None)
         if ncsn.is_one(content):
-            return Named(*ncsn.weights(content))
+            return Named(*ncsn.weights(content), {}, None)
         if isinstance(content, dict) and isinstance(content.get("ema"), Record):
             return _of_snapshot(content["ema"], network)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is no checkpoint that is known here: {type(error).__name__} {error}") from error
     if isinstance(content, dict) and content and all(isinstance(each, np.ndarray) for each in content.values()):
-        return Named(content, content)
+        return Named(content, content, 0, {}, None)
     keys = list(content) if isinstance(content, dict) else type(content).__name__
     raise UserError(f"{path} is no checkpoint that is known here: it holds {str(keys)[:200]}")
 
 
-def _of_snapshot(record: Record, network: Network) -> Named:
+def _of_snapshot(record: Record, network: Network | Classifier) -> Named:
     """Raises UserError that names the settings in which the snapshot and the config differ."""
     snapshot = edm_snapshot.described(record)
     edm_snapshot.check_settings(snapshot, network.settings, network.shape)
     arrays = edm_snapshot.flat_state(record)
-    return Named(arrays, arrays, 0, functools.partial(edm.convert, negated=snapshot.negated))
+    says = {"parameterisation": snapshot.parameterisation, "sde": snapshot.sde}
+    return Named(arrays, arrays, 0, says, functools.partial(edm.convert, negated=snapshot.negated))
 
 
-def _converted(path: Path, network: Network, arrays: dict[str, np.ndarray], convert: Converter | None) -> Params:
+def _converted(
+    path: Path, network: Network | Classifier, arrays: dict[str, np.ndarray], convert: Converter | None
+) -> Params:
     kind = type(network.settings)
     convert = convert or CONVERTERS.get(kind)
     if convert is None:
@@ -138,13 +178,18 @@ def save(path: Path, params: Params, metadata: dict[str, str]) -> None:
     partial.replace(path)
 
 
-def _read_safetensors(path: Path, network: Network) -> Params:
+def _read_safetensors(path: Path, network: Network | Classifier) -> Loaded:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     try:
-        arrays = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            arrays, metadata = file.get_tensors(), file.metadata() or {}
+        config, step = json.loads(metadata.get("config", "{}")), int(metadata.get("step", "0"))
+        says = {key: dict(config[key]) for key in ("model", "parameterisation", "sde") if key in config}
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is truncated, damaged or no safetensors file ({error})") from error
+    for free in FREE:
+        says.get("model", {}).pop(free, None)
     tensors = Tensors(arrays)
     params: dict[str | int, Any] = {}
     for place in network.parameters():
@@ -154,4 +199,5 @@ def _read_safetensors(path: Path, network: Network) -> Params:
         for key in place[:-1]:
             node = node.setdefault(key, {})
         node[place[-1]] = tensors.take(name)
-    return checked(network, params, tensors, str(path))
+    params = checked(network, params, tensors, str(path))
+    return Loaded(params, params, _step(path, step), says)

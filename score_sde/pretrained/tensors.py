@@ -7,10 +7,11 @@ them at once, so that no weight is ever silently dropped or left at random.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.models import Network
+from score_sde.models import Classifier, Network
 from score_sde.typing import Params
 
 MOST_LISTED = 12
@@ -20,12 +21,14 @@ Part = dict[str, Any]  # a piece of the nested dict of parameters
 class Tensors:
     """Named arrays, each to be taken once. PyTorch's layouts are turned into this project's on the way.
 
-    A name that is missing is noted and gives an empty array, so that one error can name all.
+    A name that is missing is noted and gives an empty array, so that one error can name all; so is one of another type
+    than floating-point numbers.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._arrays = dict(arrays)
         self.missing: list[str] = []
+        self.other: list[str] = []
 
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
@@ -35,7 +38,10 @@ class Tensors:
         if name not in self._arrays:
             self.missing.append(name)
             return np.zeros(0, np.float32)
-        return np.asarray(self._arrays.pop(name), np.float32)
+        array = self._arrays.pop(name)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            self.other.append(f"{name} of {array.dtype}")
+        return array.real.astype(np.float32, copy=False)
 
     def ignore(self, names: Iterable[str]) -> None:
         """Drops what holds nothing learnt: buffers that follow from the settings."""
@@ -78,8 +84,11 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(every[:MOST_LISTED]) + more
 
 
-def checked(network: Network, params: Params, tensors: Tensors, where: str) -> Params:
-    """`params`, once every tensor was used and every parameter is there in its shape. Raises UserError otherwise."""
+def checked(network: Network | Classifier, params: Params, tensors: Tensors, where: str) -> Params:
+    """`params`, once every tensor was used and every parameter is there in its shape, of finite numbers.
+
+    Raises UserError otherwise.
+    """
     known, given = network.parameters(), dict(flat(params))
     name = lambda path: ".".join(map(str, path))
     problems = []
@@ -96,10 +105,15 @@ def checked(network: Network, params: Params, tensors: Tensors, where: str) -> P
     other = [
         f"{name(path)} is {given[path].shape}, must be {each.shape}"
         for path, each in known.items()
-        if path in given and given[path].shape != each.shape and given[path].size
+        if path in given and given[path].shape != each.shape and (given[path].size or not tensors.missing)
     ]
     if other:
         problems.append(f"of another shape: {listed(other)}")
+    if tensors.other:
+        problems.append(f"no floating-point numbers: {listed(tensors.other)}")
+    infinite = [name(path) for path, value in given.items() if not np.isfinite(value).all()]
+    if infinite:
+        problems.append(f"not finite: {listed(infinite)}")
     if problems:
         raise UserError(f"{where} does not fit the config's network: " + "; ".join(problems))
     return params

@@ -5,9 +5,11 @@ legacy    pickles one after another: a magic number, a version, the writer's siz
           then of each storage the number of its elements, 8 bytes, and the elements
 """
 
+import functools
 import io
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from score_sde.errors import UserError
 from score_sde.pretrained.pickles import Storage, plain, read_pickle, reading
 
 MAGIC = 0x1950A86A20F9469CFC6C
-LARGEST = 2**40  # bytes of a storage; more is a damaged number
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -36,12 +37,21 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def read_torch(stream: Any) -> Any:
-    """The object in an open file of either layout, or the one of a plain pickle."""
+    """The object in an open file of either layout, or the one of a plain pickle, which may hold files as bytes."""
+
+    @functools.cache
+    def within(data: bytes) -> Any:
+        return _read(io.BytesIO(data), None)
+
+    return _read(stream, within)
+
+
+def _read(stream: Any, within: Callable[[bytes], Any] | None) -> Any:
     start = stream.read(4)
     stream.seek(0)
     if start == b"PK\x03\x04":
         return _read_zip(stream)
-    first = read_pickle(stream)
+    first = read_pickle(stream, within=within)
     if not isinstance(first, int) or isinstance(first, bool) or first != MAGIC:
         return first
     return _read_legacy(stream)
@@ -53,16 +63,15 @@ def _read_zip(stream: Any) -> Any:
         found = [name for name in names if name.endswith("data.pkl") and name.count("/") == 1]
         if len(found) != 1:
             raise ValueError("an archive without data.pkl")
+        if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+            raise ValueError("a compressed archive, which torch.save does not write")
         folder = found[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder").strip() != b"little":
             raise ValueError("of another byte order than little")
-        storages: dict[str, Storage] = {}
 
-        def storage(identity: tuple) -> Storage:
-            _, dtype, key, *_ = identity
-            if key not in storages:
-                storages[key] = Storage(np.frombuffer(archive.read(f"{folder}data/{key}"), np.dtype(dtype)))
-            return storages[key]
+        @functools.cache
+        def storage(dtype: np.dtype, key: str) -> Storage:
+            return Storage(np.frombuffer(archive.read(f"{folder}data/{key}"), dtype))
 
         return read_pickle(io.BytesIO(archive.read(found[0])), storage)
 
@@ -74,21 +83,18 @@ def _read_legacy(stream: Any) -> Any:
     # The elements stand after the object, so it is read twice: for what storages it has, and then with them.
     kinds: dict[str, np.dtype] = {}
 
-    def note(identity: tuple) -> Storage:
-        _, dtype, key, *_ = identity
-        kinds[key] = np.dtype(dtype)
+    def note(dtype: np.dtype, key: str) -> Storage:
+        kinds[key] = dtype
         return Storage(None)
 
     read_pickle(stream, note)
     storages = {}
     for key in read_pickle(stream):
-        count = struct.unpack("<q", stream.read(8))[0]
+        count, place = struct.unpack("<q", stream.read(8))[0], stream.tell()
         size = count * kinds[key].itemsize
-        if not 0 <= size <= LARGEST:
-            raise ValueError("a storage of impossible size")
-        data = stream.read(size)
-        if len(data) != size:
+        if not 0 <= size <= stream.seek(0, io.SEEK_END) - place:
             raise EOFError("the file ends within a storage")
-        storages[key] = Storage(np.frombuffer(data, kinds[key]))
+        stream.seek(place)
+        storages[key] = Storage(np.frombuffer(stream.read(size), kinds[key]))
     stream.seek(start)
-    return read_pickle(stream, lambda identity: storages[identity[2]])
+    return read_pickle(stream, lambda dtype, key: storages[key])
