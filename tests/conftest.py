@@ -63,15 +63,15 @@ def compilations():
 def refuse(capsys, compilations):
     """The line that main.py prints on bad input; see `check`."""
 
-    def check(arguments: list[str], directory: Path, *, compiles: bool = False) -> str:
+    def check(arguments: list[str], directory: Path, *, compiles: bool = False, says: str = "") -> str:
         """Checks that it is one line, the status, that nothing in `directory` was changed and, unless the answer needs
-        a process's few coefficients (`compiles`), nothing compiled."""
+        a process's few coefficients (`compiles`), nothing compiled. says: what a config prints of itself."""
         before = program.snapshot(directory)
         capsys.readouterr()
         compilations.clear()
         assert program.main(arguments) == 2
         out, err = capsys.readouterr()
-        assert out == ""
+        assert out == says
         assert err.startswith("error: ")
         assert err.count("\n") == 1
         assert err.endswith("\n")

@@ -32,7 +32,7 @@ def test_convolutions_are_along_time_alone():
     ("settings", "message"),
     [
         ({"attention_levels": 8}, r"attention_levels must lie in \[0, 7\], not 8"),
-        ({"channels": 6}, "channels"),
+        ({"channels": 2}, "channels must be at least 4"),
         ({"block": "bigan"}, "did you mean 'biggan'"),
     ],
 )

@@ -55,7 +55,7 @@ def test_an_absent_augmentation_is_zeros_and_labels_join_the_noise_level():
         ({"decoder": "residual"}, "decoder"),
         ({"noise_multiplier": 0}, "noise_multiplier must be at least 1"),
         ({"resample_filter": (1.0, 2.0, 1.0)}, "even number of taps"),
-        ({"channels": 10}, "channels"),
+        ({"channels": 2}, "channels must be at least 4"),
         ({"augment_features": -1}, "augment_features"),
     ],
 )

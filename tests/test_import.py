@@ -24,6 +24,8 @@ from tests.test_pretrained_guided_diffusion import ENCODER, FILE, SMALL
 
 EXPERIMENT = f"{CONFIG}:{FOLDER / 'ddpm.json'}"
 OF_CONFIG = functools.partial(program.flags, config=EXPERIMENT)
+# What that config says of its data set, which is none of the original.
+SYNTHETIC = "there is no data set none here; synthetic images stand in for it, see data.source\n"
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def with_first(change):
 )
 def test_numbers_that_no_training_gives_are_refused(file, content, message, refuse, tmp_path):
     path = file(content())
-    error = refuse(OF_CONFIG(tmp_path / "run", "import", f"--import.file={path}"), tmp_path)
+    error = refuse(OF_CONFIG(tmp_path / "run", "import", f"--import.file={path}"), tmp_path, says=SYNTHETIC)
     assert re.search(message, error)
 
 
@@ -111,7 +113,7 @@ def first_as(kind):
 def test_an_export_of_another_experiment_is_refused(make, message, refuse, tmp_path):
     metadata = make | ({"config": json.dumps(make["config"])} if "config" in make else {})
     path = exported(tmp_path / "a.safetensors", **metadata)
-    error = refuse(OF_CONFIG(tmp_path / "run", "import", f"--import.file={path}"), tmp_path)
+    error = refuse(OF_CONFIG(tmp_path / "run", "import", f"--import.file={path}"), tmp_path, says=SYNTHETIC)
     assert re.search(message, error)
 
 
