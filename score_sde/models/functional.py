@@ -61,8 +61,8 @@ class Settings(Labelled, Protocol):
 class Keys:
     """The key of each parameter to be made, in turn: those of `nnx.Rngs(key)`.
 
-    Counted in Python. What nnx counts in is traced, and each count searches the program traced so far: half of the
-    time that a network of hundreds of layers takes to be built.
+    Counted in Python. What nnx counts in is traced, and each count searches the program traced so far: most of the
+    time that a network of hundreds of layers took to be built.
     """
 
     def __init__(self, key: jax.Array) -> None:

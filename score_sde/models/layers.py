@@ -145,8 +145,6 @@ class GroupNorm(nnx.Module):
 
     groups: by default min(C/4, 32), as in score_sde. Mean and variance in two passes (exact for a large mean); sums
     over pixels are taken per channel, where the channels are contiguous in memory, and only then over the group.
-    The mean reaches the result through the offset alone: the variance does not change with it, to first order, and
-    so the backward pass takes two sums over pixels, of the gradient and of its product with x, and no more.
     """
 
     def __init__(self, channels: int, *, groups: int | None = None, epsilon: float = 1e-6, dtype: Dtype) -> None:
