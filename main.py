@@ -32,26 +32,29 @@ def main(arguments: list[str]) -> int:
             processes.start("off" if flags.mode == "plan" else flags.distributed)
             stop.agree_by(processes.stop_agreement())
             command = shlex.join(["python", "main.py", *arguments])
-            built = build.build(
-                build.load_config(flags.config),
-                overrides,
-                Path(flags.workdir) if flags.workdir else None,
-                command,
-                planned=flags.mode == "plan",
-            )
-            kind = experiment.MODES[flags.mode].options
-            options = None if kind is None else build.options(kind, own, flags.mode)
+            with processes.together():
+                built = build.build(
+                    build.load_config(flags.config),
+                    overrides,
+                    Path(flags.workdir) if flags.workdir else None,
+                    command,
+                    planned=flags.mode == "plan",
+                )
+                kind = experiment.MODES[flags.mode].options
+                options = None if kind is None else build.options(kind, own, flags.mode)
             processes.check_alike({"mode": flags.mode, "workdir": flags.workdir, **built.config})
             stop.check()
             experiment.run(flags.mode, built, stop, options)
         except UserError as error:
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+            processes.leave_unless_all_do(error, 2)
             return 2
         except Interrupted as signal:
             print(f"stopped by {signal}; what was done is saved, the same command goes on from there", file=sys.stderr)
             return EXIT_STATUS
         except RunFailed as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            processes.leave_unless_all_do(error, 1)
             return 1
         except Exception as error:  # alone: as it came; of several: printed, and the others not waited for
             if processes.several():

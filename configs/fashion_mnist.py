@@ -2,7 +2,7 @@
 
 Command:   python main.py --config=configs/fashion_mnist.py:vp --workdir=runs/fashion_mnist
 Variants:  :vp (default), DDPM++ predicting v; :edm, the same network as EDM trains it
-Data:      Debian's package, `apt-get install dataset-fashion-mnist`, or --config.data.directory=DIR with its files.
+Data:      scripts/get_fashion_mnist, or `apt-get install dataset-fashion-mnist`, or --config.data.directory=DIR.
 Cost:      20,000 steps of 64 images, 21 epochs, with 1.75 M parameters; some hours on 2 CPU cores (not run to its end).
 Expected:  pictures of clothes; its figures have not been measured yet.
 Paper:     Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021; :edm

@@ -143,7 +143,7 @@ def _data(
     print(f"there is no data set {unknown} here; synthetic images stand in for it, see data.source")
     low = -1.0 if centered else 0.0
     config.data = ConfigDict({"source": "synthetic", "size": image_size, "channels": num_channels, "low": low})
-    config.evaluation = ConfigDict({"metrics": ("frechet_pixels",)})
+    config.evaluation = ConfigDict({"metrics": ("frechet",)})
 
 
 def _process(config: ConfigDict, model: dict[str, Any], training: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ anything is compiled, and all problems are named at once.
 import dataclasses
 import difflib
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,9 @@ from score_sde.data import SOURCES
 from score_sde.denoiser import Parameterisation
 from score_sde.distributed.mesh import MeshSettings, check_batch_size
 from score_sde.errors import UserError, closest
+from score_sde.evaluation.extractors import EXTRACTORS
+from score_sde.evaluation.extractors import Settings as Extractor
+from score_sde.evaluation.metrics import Settings as MetricSettings
 from score_sde.experiment.base import Experiment
 from score_sde.experiment.settings import Compare, Evaluation, Likelihood, Planning, Sampling
 from score_sde.experiment.workdir import Workdir
@@ -40,6 +44,7 @@ SETTINGS: dict[str, type] = {
     "sampling": Sampling,
     "likelihood": Likelihood,
     "evaluation": Evaluation,
+    "metrics": MetricSettings,
     "compare": Compare,
     "mesh": MeshSettings,
     "profile": ProfileSettings,
@@ -77,7 +82,8 @@ TABLES: dict[str, Table] = {
     "classifier": Table("name", CLASSIFIERS, ClassifierTraining, default="wide_resnet"),
     "sampling_sde": Table("name", {SAME: SameProcess, **PROCESSES}, Options, default=SAME),
 }
-SECTIONS = ("seed", "samplers", *SETTINGS, *TABLES)
+NAMED = ("samplers", "extractors")  # sections of sections
+SECTIONS = ("seed", *NAMED, *SETTINGS, *TABLES)
 PLACED = ("mesh", "data", "model", "sampling_sde")  # sections whose object the experiment has in another form
 BASELINES = ("real", "noise")  # rows of the report beside the samplers'
 
@@ -134,6 +140,8 @@ def build(
     samplers, resolved["samplers"] = _samplers(raw["samplers"], chosen, problems)
     to_compare = objects["compare"].samplers if objects["compare"] is not None else ()
     compared, _ = _samplers(raw["samplers"], to_compare, problems)
+    looking = objects["evaluation"].extractors if objects["evaluation"] is not None else ()
+    extractors, resolved["extractors"] = _extractors(raw["extractors"], looking, problems)
     if problems:
         raise UserError("config: " + "; ".join(dict.fromkeys(problems)))
     for name in SETTINGS:
@@ -154,6 +162,7 @@ def build(
         network=network,
         samplers=samplers,
         compared=compared,
+        extractors=extractors,
         without_grid=frozenset(
             name for name in compared if not {"grid", "times"} & raw["samplers"].get(name, {}).keys()
         ),
@@ -167,37 +176,68 @@ def _merged(config: dict[str, Any], overrides: dict[str, str], problems: list[st
     """The file's sections with the overrides put in. Choosing another row of a table drops the file's settings of
     the row it replaces."""
     merged: dict[str, Any] = {"seed": 0}
-    for section in (*SETTINGS, *TABLES, "samplers"):
+    for section in (*SETTINGS, *TABLES, *NAMED):
         value = config.get(section, {})
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             problems.append(f"{section} must be a section of named keys, not {value!r}")
             value = {}
         merged[section] = dict(value)
-    for name, value in merged["samplers"].items():
-        if not isinstance(value, dict):
-            problems.append(f"samplers.{name} must be a section, not {value!r}")
-    merged["samplers"] = {k: dict(value) if isinstance(value, dict) else {} for k, value in merged["samplers"].items()}
+    for section in NAMED:
+        merged[section] = _sections(section, merged[section], problems)
     merged["seed"] = config.get("seed", 0)
     problems += [f"unknown key {key} ({closest(key, SECTIONS)})" for key in config if key not in SECTIONS]
     for section, table in TABLES.items():
+        merged[section] = _with_argument(section, merged[section], problems)
         chosen = overrides.get(f"{section}.{table.key}")
-        if chosen is not None and chosen != merged[section].get(table.key):
+        if chosen is not None and _named(table, chosen)[0] != merged[section].get(table.key):
             merged[section] = {}
     for dotted, text in overrides.items():
         first, *rest = dotted.split(".")
         if first == "seed" and not rest:
             merged["seed"] = Text(text)
-        elif first == "samplers" and len(rest) == 2:
-            merged["samplers"].setdefault(rest[0], {})[rest[1]] = Text(text)
-        elif first in SECTIONS and first not in ("seed", "samplers") and len(rest) == 1:
+        elif first in NAMED and len(rest) == 2:
+            merged[first].setdefault(rest[0], {})[rest[1]] = Text(text)
+        elif first in SECTIONS and first not in ("seed", *NAMED) and len(rest) == 1:
             merged[first][rest[0]] = Text(text)
         else:
             problems.append(f"unknown key {dotted} ({closest(dotted, _known_keys())})")
+    for section in TABLES:
+        given = [key for key in merged[section] if f"{section}.{key}" in overrides]
+        merged[section] = _with_argument(section, merged[section], problems, given)
     return merged
+
+
+def _named(table: Table, text: Any) -> tuple[Any, str, str]:
+    """(row, the setting of it that ARGUMENT names, ARGUMENT) of a text ROW:ARGUMENT; "" where there is none."""
+    name, colon, argument = text.partition(":") if isinstance(text, str) else (text, "", "")
+    field = getattr(table.rows.get(name), "ARGUMENT", "") if colon else ""
+    return (name, field, argument) if field else (text, "", "")
+
+
+def _with_argument(
+    section: str, values: dict[str, Any], problems: list[str], given: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """The section with what stands after the colon of its row put where it belongs. given: the keys that may not say it
+    once more, by default all."""
+    table = TABLES[section]
+    name, field, argument = _named(table, values.get(table.key))
+    if not field:
+        return values
+    if field in (values if given is None else given):
+        problems.append(f"{section}.{table.key}={values[table.key]} and {section}.{field} say the same; leave one")
+    return {**values, table.key: name, field: Text(argument)}
+
+
+def _sections(section: str, values: dict[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
+    """The sections within a section."""
+    wrong = [name for name, value in values.items() if not isinstance(value, dict)]
+    problems += [f"{section}.{name} must be a section, not {values[name]!r}" for name in wrong]
+    return {name: {} if name in wrong else dict(value) for name, value in values.items()}
 
 
 def _known_keys() -> list[str]:
     keys = ["seed", "samplers.NAME.solver", *(f"samplers.NAME.{key}" for key in schema.fields_of(Sampler))]
+    keys += [f"extractors.{name}.{key}" for name, cls in EXTRACTORS.items() for key in schema.fields_of(cls)]
     keys += [f"{section}.{key}" for section, cls in SETTINGS.items() for key in schema.fields_of(cls)]
     return keys + [f"{section}.{table.key}" for section, table in TABLES.items()]
 
@@ -216,7 +256,8 @@ def _row(section: str, values: dict[str, Any], problems: list[str]) -> tuple[Any
     values = dict(values)
     name = values.pop(table.key, table.default or None)
     if not isinstance(name, str) or name not in table.rows:
-        problems.append(f"{section}.{table.key}: unknown {name!r} ({closest(name, table.rows)})")
+        near = closest(str(name).partition(":")[0], table.rows)
+        problems.append(f"{section}.{table.key}: unknown {name!r} ({near})")
         return None, {}
     classes = [table.rows[name], *([table.options] if table.options else [])]
     known = [table.key, *(field for cls in classes for field in schema.fields_of(cls))]
@@ -281,6 +322,22 @@ def _samplers(
             samplers[name] = sampler
             resolved[name] = {"solver": solver_name, **settings}
     return samplers, resolved
+
+
+def _extractors(
+    sections: dict[str, dict[str, Any]], chosen: tuple[str, ...], problems: list[str]
+) -> tuple[dict[str, Extractor], dict[str, Any]]:
+    """The extractors to use, by name, and their settings as plain data; those set up beside them are only checked."""
+    built: dict[str, Extractor] = {}
+    resolved: dict[str, Any] = {}
+    for name in dict.fromkeys((*chosen, *sections)):
+        if name not in EXTRACTORS:
+            problems.append(f"extractors: unknown {name!r} ({closest(name, EXTRACTORS)})")
+            continue
+        settings = schema.build(EXTRACTORS[name], sections.get(name, {}), f"extractors.{name}", problems)
+        if settings is not None and name in chosen:
+            built[name], resolved[name] = settings, schema.plain(settings)
+    return built, resolved
 
 
 def _sampler(

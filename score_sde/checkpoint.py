@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import math
+import re
 import shutil
 import sys
 import warnings
@@ -26,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from score_sde.distributed.processes import of_all, wait_for_all
-from score_sde.errors import RunFailed, UserError
+from score_sde.errors import RunFailed, UserError, room_for
 from score_sde.typing import Params
 
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of readers that ended at a damaged file
@@ -93,26 +94,26 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: State, data: Any) -> None:
-        """Starts saving; returns when the state may be donated."""
+        """Starts saving; returns when the state may be donated. Raises RunFailed where the disk is full, as do the next
+        save, `wait` and `close`."""
         train, average = _split(state)
         checksums = {"train": _checksum(train), "ema": _checksum(average), "data": _text_checksum(data)}
         rest = {"data": data, "checksum": checksums}
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                train=ocp.args.StandardSave(train),
-                ema=ocp.args.StandardSave(average),
-                rest=ocp.args.JsonSave(rest),
-            ),
+        items = ocp.args.Composite(
+            train=ocp.args.StandardSave(train), ema=ocp.args.StandardSave(average), rest=ocp.args.JsonSave(rest)
         )
+        with room_for(self._directory):
+            self._manager.save(int(state.step), args=items)
 
     def wait(self) -> None:
         """Returns when the last save is complete."""
-        self._manager.wait_until_finished()
+        with room_for(self._directory):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and releases the directory."""
-        self._manager.close()
+        with room_for(self._directory):
+            self._manager.close()
 
     def restore(self, target: S) -> Restored[S] | None:
         """The newest sound checkpoint, or None if there is none at all.
@@ -202,7 +203,7 @@ class Checkpoints:
         except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
             if _passing(error):  # the file may be sound: nothing is set aside
                 raise RunFailed(f"checkpoint {self._directory / str(step)} cannot be read now: {error}") from error
-            raise Damaged(str(error).strip().splitlines()[0][:120] if str(error).strip() else repr(error)) from error
+            raise Damaged(_reason(error)) from error
         if not intact:
             raise Damaged("the checksum of 'data' does not match")
         for name in targets:
@@ -286,6 +287,15 @@ def _passing(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
     return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost error in one line. Of tensorstore's "kind: where: … : what [details]" the kind and the end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = next(iter(str(error).strip().splitlines()), repr(error))
+    parts = re.split(r" \[[\w ]+(?:\[\d+\])?='", line)[0].split(": ")
+    return ": ".join(parts if len(parts) < 3 else [parts[0], *parts[-2:]])
 
 
 def _shapes(items: dict[str, Any]) -> dict[str, tuple[int, ...]]:

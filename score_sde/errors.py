@@ -1,9 +1,15 @@
 """The exceptions that end a run with one clear line: bad input (exit status 2), and work that failed (1)."""
 
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 MOST_NAMES = 15
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or what a user may have of it
 
 
 class UserError(Exception):
@@ -12,6 +18,32 @@ class UserError(Exception):
 
 class RunFailed(Exception):
     """Work that began and cannot go on, such as a diverged training. Its message is one line; what was done is kept."""
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """A block that writes `path`. Raises RunFailed where the disk that it is on is full."""
+    try:
+        yield
+    except Exception as error:
+        reason = _full(error)
+        if not reason:
+            raise
+        free = shutil.disk_usage(next(parent for parent in path.absolute().parents if parent.is_dir())).free
+        raise RunFailed(
+            f"{path} cannot be written: {reason} ({free / 2**20:.1f} MiB are left there); make room, and the same "
+            "command goes on from what is saved"
+        ) from error
+
+
+def _full(error: BaseException | None) -> str:
+    """What the system says of a full disk, where that is what made an error; of libraries that wrap it, in its text."""
+    while error is not None:
+        for number in FULL:
+            if (isinstance(error, OSError) and error.errno == number) or os.strerror(number) in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def closest(name: object, valid: Iterable[str]) -> str:

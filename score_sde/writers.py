@@ -20,6 +20,8 @@ import tensorboardX
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from score_sde.errors import RunFailed, room_for
+
 
 def say(line: str) -> None:
     """A line for the user on standard output; above a progress bar, if one is shown."""
@@ -32,10 +34,18 @@ def say(line: str) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """write(temporary file), then renames it to `path`: a kill leaves the old file or the new one, nothing between."""
+    """write(temporary file), then renames it to `path`: a kill leaves the old file or the new one, nothing between.
+
+    Raises RunFailed where the disk is full.
+    """
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        with room_for(path):
+            write(temporary)
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: object) -> None:
@@ -82,18 +92,19 @@ class MetricWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        path = directory / "metrics.jsonl"
+        self._path = path = directory / "metrics.jsonl"
         kept = "".join(json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= resumed_at)
         write_atomically(path, lambda temporary: temporary.write_text(kept))
         self._lines = path.open("a")
         self._events = tensorboardX.SummaryWriter(str(directory), purge_step=resumed_at + 1 if resumed_at else None)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One line, and one event per value."""
+        """One line, and one event per value. Raises RunFailed where the disk is full."""
         if not self._active:
             return
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
+        with room_for(self._path):
+            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+            self._lines.flush()
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
@@ -103,9 +114,18 @@ class MetricWriter:
             self._events.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
-        if self._active:
-            self._lines.close()
-            self._events.close()
+        if not self._active:
+            return
+        events = self._events.file_writer.event_writer
+        try:
+            with room_for(self._path):
+                self._lines.close()
+                self._events.close()
+        except RunFailed:  # tensorboardX would try again when the interpreter ends, and print tracebacks
+            if events._worker.is_alive():
+                events._worker.stop()
+            events._closed = True
+            raise
 
 
 class Progress:

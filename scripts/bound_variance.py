@@ -23,6 +23,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from score_sde import build, rng  # noqa: E402
+from score_sde.data import whole  # noqa: E402
 from score_sde.errors import UserError  # noqa: E402
 from score_sde.experiment.base import sample_indices  # noqa: E402
 from score_sde.losses import Times, bound_terms  # noqa: E402
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     straight = {**params["process"], "shape": experiment.sde.init()["shape"]}
-    images = jnp.asarray(experiment.test_records.arrays["image"])
+    images = jnp.asarray(whole(experiment.test_records, "image"))
     bits = 1 / (math.prod(experiment.source.shape) * math.log(2))
     times = Times(Uniform())
 

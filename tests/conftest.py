@@ -21,7 +21,8 @@ import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from score_sde.distributed import topology  # noqa: E402
-from tests import program  # noqa: E402
+from score_sde.evaluation import distances, precision_recall  # noqa: E402
+from tests import program, recorded  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -111,3 +112,17 @@ def pytest_xdist_make_scheduler(config, log):
             return f"{file} {parameters.partition('/')[0]}" if file.endswith("test_configs.py") else file
 
     return ByWhatIsCompiled(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="session")
+def others():
+    """Other projects' metrics, and what they were given."""
+    return recorded.read("metrics.npz", "metrics")[1]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """As if sets of features were many blocks large."""
+    monkeypatch.setattr(distances, "BLOCK", 7)
+    precision_recall._figures.cache_clear()
+    precision_recall._square_radii.cache_clear()

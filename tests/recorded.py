@@ -22,7 +22,10 @@ def _weight(name, shape):
     draw = np.random.RandomState(zlib.crc32(name.encode()))  # its stream is the same for ever, a Generator's is not
     inputs = math.prod(shape[1:]) if len(shape) > 1 else 25
     is_scale = len(shape) == 1 and name.endswith(("weight", "scale"))
-    return (draw.standard_normal(shape) / math.sqrt(inputs) + is_scale).astype(np.float32)
+    value = draw.standard_normal(shape) / math.sqrt(inputs) + is_scale
+    if name.endswith("running_var"):  # positive, and about a half, so that as much comes out of a relu as goes in
+        value = 0.5 * np.exp(value)
+    return value.astype(np.float32)
 
 
 def write(file, cases):
@@ -38,3 +41,10 @@ def read(file, case):
         shapes = json.loads(str(stored["shapes"]))[case]
         arrays = {name.partition("/")[2]: stored[name] for name in stored.files if name.startswith(f"{case}/")}
     return weights(shapes), arrays
+
+
+def coarse_images(count, side):
+    """Images that need not be stored: patterns of 13×13 colours, uint8 (count, side, side, 3)."""
+    patches = np.random.RandomState(0).randint(256, size=(count, 13, 13, 3))
+    place = np.arange(side) * 13 // side
+    return patches[:, place][:, :, place].astype(np.uint8)

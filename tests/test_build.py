@@ -185,7 +185,7 @@ def test_defaults_are_filled_in(tmp_path):
     config.model.channel_multipliers = (1, 1)
     config.model.attention_resolutions = ()
     resolved = build.build(config.to_dict(), {}, tmp_path, "").config
-    assert set(resolved) == {"seed", "samplers", *build.TABLES, *build.SETTINGS}
+    assert set(resolved) == {"seed", "samplers", "extractors", *build.TABLES, *build.SETTINGS}
     for name, cls in build.SETTINGS.items():
         assert set(resolved[name]) == set(schema.fields_of(cls))
     assert set(resolved["sde"]) == {"name", *schema.fields_of(VP), *schema.fields_of(Options)}

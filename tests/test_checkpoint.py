@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -194,6 +196,7 @@ def damaged(directory: Directory, what: str) -> None:
     assert len(directory.warnings) == 1, what
     assert str(directory.path / "3") in directory.warnings[0]
     assert "\n" not in directory.warnings[0]
+    assert not re.search(r"tensorstore_spec|TensorStore|<", directory.warnings[0])
 
 
 def arrays_of(directory: Directory, step: int) -> list[Path]:
@@ -291,6 +294,21 @@ def test_all_damaged(directory):
     with pytest.raises(UserError, match="damaged"):
         checkpoints.restore_ema(target_of(make_state(0)).ema)
     checkpoints.close()
+
+
+def test_the_reason_is_the_innermost_error(tmp_path):
+    """Where the values of a large array are cut short, orbax's own error is the repr of an object of its own."""
+    state = dataclasses.replace(make_state(1), params={"w": jax.random.normal(jax.random.key(0), (1_000_000,))})
+    directory = Directory(tmp_path / "new")
+    checkpoints = directory.open()
+    checkpoints.save(state, {})
+    checkpoints.close()
+    largest = max(directory.files(1), key=lambda path: path.stat().st_size)
+    os.truncate(largest, 1000)
+    with pytest.raises(UserError, match="every checkpoint"):
+        directory.restore(target=target_of(state))
+    expected = r"checkpoint .*1 is damaged \(OUT_OF_RANGE: Error reading .*: .* size 1000\); trying the one before it"
+    assert re.fullmatch(expected, directory.warnings[0]), directory.warnings
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()], ids=["disk", "memory"])

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from score_sde.distributed import hlo, products
 from score_sde.distributed.collectives import _axes, _groups, collectives
+from score_sde.distributed.mesh import MeshSettings
 from tests import program
 
 ROWS, COLUMNS = [[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 4], [1, 5], [2, 6], [3, 7]]
@@ -209,6 +210,59 @@ def on_eight_devices():
 def test_known_programs_on_eight_devices(name, on_eight_devices):
     kind, axes, count, sent = CASES[name]
     assert on_eight_devices[name] == [[kind, axes, count, sent]]
+
+
+# Each program over 4 slices of 2×2 chips in a mesh of slice 4, data 2, fsdp 2, and what a chip sends over the network.
+B = 2 * 4096 * 128
+BETWEEN = {
+    "psum": (lambda x: jax.lax.psum(x, "slice"), "all-reduce", B * 2 * 3 / 4),
+    "psum_both": (lambda x: jax.lax.psum(x, ("slice", "data")), "all-reduce", B / 2 * 2 * 3 / 4),
+    "all_gather": (lambda x: jax.lax.all_gather(x, "slice", tiled=True), "all-gather", B * 3),
+    "psum_scatter": (lambda x: jax.lax.psum_scatter(x, "slice", tiled=True), "reduce-scatter", B * 3 / 4),
+    "all_to_all": (lambda x: jax.lax.all_to_all(x, "slice", 0, 0, tiled=True), "all-to-all", B * 3 / 4),
+    "all_to_all_both": (
+        lambda x: jax.lax.all_to_all(x, ("slice", "data"), 0, 0, tiled=True),
+        "all-to-all",
+        B * 3 / 4,  # of eight parts, six
+    ),
+    "ppermute": (lambda x: jax.lax.ppermute(x, "slice", [(0, 1), (1, 0)]), "collective-permute", B),
+    "scan": (
+        lambda x: jax.lax.scan(lambda h, _: (jnp.sin(jax.lax.psum(h, "slice")), None), x, None, length=7)[0],
+        "all-reduce",
+        7 * B * 2 * 3 / 4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_what_slices_send_one_another(name, tpus):
+    function, kind, sent = BETWEEN[name]
+    mesh = MeshSettings(slices=4, fsdp=2).build(tpus("v5e:2x2", 4))
+    part = P(("slice", "data", "fsdp"))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=part, out_specs=part, check_vma=False)
+    x = jax.ShapeDtypeStruct((16 * 4096, 128), jnp.bfloat16, sharding=NamedSharding(mesh, part))
+    found = collectives(hlo.parse(jax.jit(mapped).lower(x).compile().as_text()), mesh)
+    (between,) = [each for each in found if "slice" in each.axes]
+    assert (between.kind, between.axes, between.sent, between.overlapped) == (kind, ("slice",), sent, False)
+    within = sum(each.sent for each in found if each is not between)
+    assert within == (2 * B / 2 if name == "psum_both" else 0)  # scattered, and gathered after it
+
+
+SEND = """
+ENTRY %main (x: f32[8]) -> token[] {
+  %x = f32[8] parameter(0)
+  %token = token[] after-all()
+  %send = (f32[8], u32[], token[]) send(%x, %token), is_host_transfer=true, frontend_attributes={SAID}
+  ROOT %done = token[] send-done(%send), channel_id=2, is_host_transfer=true
+}
+"""
+
+
+def test_what_is_sent_to_the_host_alone_is_none():
+    parse = lambda attribute: hlo.parse(SEND.replace("SAID", attribute))
+    assert collectives(parse('_xla_host_transfer_rendezvous="callback"'), fake_mesh(2, 2, 2)) == []
+    with pytest.raises(ValueError, match="no known form: GOSSIP"):
+        collectives(parse('_xla_megascale_transfer_type="GOSSIP"'), fake_mesh(2, 2, 2))
 
 
 WIDE, NARROW, SAMPLES = 4096, 1024, 1024

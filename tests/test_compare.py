@@ -14,7 +14,9 @@ import pytest
 from configs import digits
 from score_sde import build
 from score_sde.errors import UserError
-from score_sde.evaluation.exact import DIRECTIONS, EXACT_METRICS, Law
+from score_sde.evaluation.exact import EXACT_METRICS, Law
+from score_sde.evaluation.moments import Gaussian
+from score_sde.evaluation.sliced_wasserstein import DIRECTIONS, directions
 from score_sde.experiment.comparison import bench as bench_module
 from score_sde.experiment.comparison.cells import at_budget, evaluations, samplers_of
 from score_sde.experiment.comparison.plots import pareto
@@ -277,12 +279,12 @@ def test_on_a_checkpoint(tmp_path_factory, tmp_path):
     workdir = tmp_path / "w"
     shutil.copytree(program.finished_run(tmp_path_factory), workdir)
     chosen = ("--config.compare.samplers=dpmpp_2m,ode", "--config.compare.nfe=4", "--config.compare.num_samples=40")
-    compare(workdir, *program.FINISHED, *SMALL, *chosen, "--config.evaluation.metrics=frechet_pixels")
+    compare(workdir, *program.FINISHED, *SMALL, *chosen, "--config.evaluation.metrics=frechet")
     report = report_of(workdir)
     row = row_of(report, "dpmpp_2m", 4)
     assert row["evaluations"] == 4
-    assert set(row["scores"]) == {"frechet_pixels"}
-    assert report["metrics"]["frechet_pixels"]["baseline"]["mean"] > 0
+    assert set(row["scores"]) == {"frechet"}
+    assert report["metrics"]["frechet"]["baseline"]["mean"] > 0
     assert "checkpoint at step 8" in report["problem"]
     for name, at, made in (("dpmpp_2m", 4, "dpmpp_2m_4"), ("ode", "tol x 100", "ode_tolerance_100")):
         _, _, *arguments = shlex.split(row_of(report, name, at)["command"])
@@ -297,7 +299,7 @@ def test_on_a_checkpoint(tmp_path_factory, tmp_path):
 BAD = {
     "sampler": (["--config.compare.samplers=dpmp_2m"], ["unknown sampler 'dpmp_2m'", "did you mean", "'dpmpp_2m'"]),
     "oracle": (["--config.compare.oracle=rnig"], ["compare: unknown oracle 'rnig'", "did you mean 'ring'"]),
-    "metric": (["--config.compare.metrics=frechet_pixels"], ["unknown metric 'frechet_pixels'", "'frechet'"]),
+    "metric": (["--config.compare.metrics=recognition"], ["unknown metric 'recognition'", "frechet"]),
     "budget": (["--config.compare.nfe=5,0"], ["nfe must lie in [1, 1e5], not 0"]),
     "twice": (["--config.compare.nfe=5,5"], ["nfe must have at least one entry, each once"]),
     "tolerance": (["--config.compare.tolerance_factors=-1"], ["tolerance_factors must be positive, not -1"]),
@@ -331,10 +333,10 @@ def test_without_a_checkpoint_or_an_oracle_it_says_so(tmp_path, capsys):
 def test_exact_distances_of_a_moved_gaussian():
     oracle, move = gaussian(0.0, 0.5, (3,)), np.array([0.3, 0.0, -0.4])
     samples = oracle.sample(20_000, seed=0)
-    law = Law(samples, oracle.mean(), oracle.covariance())
+    law = Law(samples, Gaussian(oracle.mean(), oracle.covariance()))
     moved = samples + move
     # In every direction the two laws differ by θ·move alone, of which E (θ·move)² = |move|²/3.
-    expected = np.sqrt(np.mean((move @ law.directions) ** 2))
+    expected = np.sqrt(np.mean((move @ directions(3)) ** 2))
     np.testing.assert_allclose(EXACT_METRICS["sliced_wasserstein"].score(moved, law), expected, rtol=1e-9)
     np.testing.assert_allclose(expected, 0.5 / np.sqrt(3), rtol=3 / np.sqrt(DIRECTIONS))
     assert EXACT_METRICS["sliced_wasserstein"].score(samples[::4], law) < 0.03

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from configs import score_sde_pytorch as translation
@@ -12,7 +13,7 @@ from score_sde import build
 from score_sde.errors import UserError
 from score_sde.models import NETWORKS, Network
 from score_sde.pretrained import score_sde_pytorch
-from tests import program
+from tests import program, sources
 
 CONFIGS = program.ROOT / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.name != "__init__.py" and "bases" not in path.parts)
@@ -21,6 +22,7 @@ IMPORTED = program.ROOT / "tests" / "fixtures" / "score_sde_pytorch" / "residual
 ARGUMENTS = {
     "digits.py": ["vp", "subvp", "ve", "likelihood", "vdm", "cld"],
     "fashion_mnist.py": ["vp", "edm"],
+    "toys.py": ["two_moons", "checkerboard"],
     "adm/imagenet256.py": ["cond", "uncond"],
     "dit/imagenet256.py": ["S/2", "XL/8"],
     "sit/imagenet256.py": ["B/4"],
@@ -52,7 +54,11 @@ SMALL = {
         "head_channels": 16,
     },
     "dit": {"depth": 1, "width": 16, "heads": 2},
+    "mlp": {"width": 8, "depth": 1},
+    "audio_unet": {"channels": 8, "channel_multipliers": "1,1", "blocks_per_resolution": 1, "attention_levels": 1},
 }
+# Files whose data are no images, and those that they are trained on instead.
+OWN = {"digits.py": {}, "toys.py": {"data.records": 16}, "audio.py": {"data.length": 64}}
 # Files whose argument is the size of the network, which the settings above are instead of: one is trained.
 SIZES = ("dit/imagenet256.py", "edm2/imagenet512.py", "edm2/imagenet64.py")
 SIZE = {"ncsnv2": 16}
@@ -107,13 +113,19 @@ def test_trains_two_steps(file, argument, tmp_path):
     values = _values(file, argument)
     name = values["model"]["name"]
     overrides = {f"model.{key}": value for key, value in SMALL[name].items()}
-    if file != "digits.py":
+    if file in OWN:
+        overrides |= OWN[file]
+        if file == "audio.py":
+            for sound in "ab":
+                sources.wav(tmp_path / "sounds" / f"{sound}.wav", np.zeros((128, 1)), rate=16000)
+            overrides["data.folder"] = tmp_path / "sounds"
+        if file == "digits.py":
+            overrides = {"model.channels": 8, "model.channel_multipliers": 1}
+    else:
         kept = {key: values["data"][key] for key in ("low", "classes", "channels") if key in values["data"]}
         data = {"size": SIZE.get(name, 16), "records": 4, **kept}
         overrides |= {"data.source": "synthetic", **{f"data.{key}": value for key, value in data.items()}}
-        overrides["evaluation.metrics"] = "frechet_pixels"
-    else:
-        overrides = {"model.channels": 8, "model.channel_multipliers": 1}
+        overrides["evaluation.metrics"] = "frechet"
     overrides |= {"training.batch_size": 2, "training.duration": "2 steps", "training.log_every": "1 steps"}
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]
     config = str(CONFIGS / file) + (f":{argument}" if argument else "")

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from score_sde.data import SOURCES, Prefetched, Records, iterate
+from score_sde.data import SOURCES, InMemory, Prefetched, iterate
 from score_sde.data.synthetic import Synthetic
 from score_sde.data.tfds import TFDS
 from score_sde.errors import UserError
@@ -17,7 +17,7 @@ BATCH = 8
 
 @pytest.fixture
 def records():
-    return Records({"image": np.arange(RECORDS), "label": 1000 + np.arange(RECORDS)})
+    return InMemory({"image": np.arange(RECORDS), "label": 1000 + np.arange(RECORDS)})
 
 
 def take(iterator, count: int) -> np.ndarray:

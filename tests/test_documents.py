@@ -8,6 +8,7 @@ import pytest
 
 from score_sde import build
 from score_sde.command_line import parse
+from score_sde.evaluation.metrics import METRICS
 from score_sde.experiment import ALONE, MODES
 from score_sde.models import CLASSIFIERS, NETWORKS
 
@@ -80,3 +81,9 @@ def test_every_network_is_in_the_document(header, table):
 def test_the_networks_files_are_there():
     for name in re.findall(r"`(\w+\.py)`", "".join(DOCUMENTS["models.md"].partition("## Published sizes")[:1])):
         assert (ROOT / "score_sde" / "models" / name).is_file(), name
+
+
+def test_every_metric_is_in_the_document():
+    for table in DOCUMENTS["evaluation.md"].partition("## Metrics\n")[2].split("| metric ")[:3]:
+        names = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+        assert sorted(names) == sorted(METRICS)

@@ -1,5 +1,7 @@
 """Metrics on sets whose answer is known, and the levels of discrete data."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,10 +9,19 @@ import scipy.linalg
 import scipy.stats
 
 from score_sde import rng
-from score_sde.data import Levels, Records
-from score_sde.evaluation.frechet import frechet_distance
-from score_sde.evaluation.metrics import METRICS, Reference, as_unit, noise_images, real_score, score
+from score_sde.data import Levels
+from score_sde.errors import UserError
+from score_sde.evaluation.features import Features
+from score_sde.evaluation.frechet import between_gaussians, frechet_distance
+from score_sde.evaluation.halves import Halves, noise_images
+from score_sde.evaluation.metrics import METRICS, Settings, Train
+from score_sde.evaluation.moments import Gaussian, Moments
 from score_sde.evaluation.recognition import NEIGHBOURS, Recogniser
+from score_sde.evaluation.value import Value
+
+
+def normal(count, dim, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, dim))
 
 
 def _set(mean, covariance, count=40, seed=0):
@@ -73,6 +84,74 @@ def test_frechet_distance_of_one_feature():
     assert frechet_distance(a, b) == pytest.approx(9 + 1, rel=1e-9)
 
 
+def test_frechet_distance_of_rank_deficient_gaussians():
+    """Of one eigenbasis, half of it shared: Σ (√a − √b)², to 1e-6 however many zeros there are."""
+    dim = 300
+    basis = np.linalg.qr(normal(dim, dim))[0]
+    a, b = np.zeros(dim), np.zeros(dim)
+    a[:40], b[20:60] = np.random.default_rng(1).uniform(0.1, 9, size=(2, 40))
+    one, other = (Gaussian(np.zeros(dim), (basis * values) @ basis.T) for values in (a, b))
+    expected = ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
+    assert between_gaussians(one, other) == pytest.approx(expected, rel=1e-9)
+    full = Gaussian(np.zeros(dim), basis @ basis.T)
+    assert between_gaussians(one, full) == pytest.approx(((np.sqrt(a) - 1) ** 2).sum(), rel=1e-9)
+
+
+def test_frechet_distance_of_fewer_samples_than_features():
+    """The cross term is ‖X Yᵀ‖_* of the centred rows, which needs no covariance."""
+    x, y = normal(30, 200), 0.5 + normal(40, 200, 1) * np.linspace(0, 2, 200)
+    centred = lambda rows: (rows - rows.mean(axis=0)) / math.sqrt(len(rows) - 1)
+    a, b = centred(x), centred(y)
+    shift = ((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum()
+    expected = shift + (a**2).sum() + (b**2).sum() - 2 * np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-10)
+    # Of a set and the same, scaled: (1 − c)² tr Σ, though it is 1e-6 of the traces.
+    mean = x.mean(axis=0)
+    scaled = mean + 1.001 * (x - mean)
+    assert frechet_distance(x, scaled) == pytest.approx(1e-6 * (a**2).sum(), rel=1e-6)
+    assert abs(frechet_distance(x, x)) < 1e-12 * (a**2).sum()
+
+
+def test_what_is_no_covariance_is_refused():
+    """No root of it is complex, or cut off in silence."""
+    wrong = Gaussian(np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]]))
+    with pytest.raises(UserError, match="not a covariance: an eigenvalue is -1"):
+        between_gaussians(wrong, Gaussian(np.zeros(2), np.eye(2)))
+
+
+def test_frechet_distance_of_other_projects(others):
+    for name in ("frechet", "frechet_pytorch_fid"):
+        expected = float(others[name])
+        assert frechet_distance(others["generated"], others["real"]) == pytest.approx(expected, rel=1e-9)
+
+
+# --- moments -------------------------------------------------------------------------------------------------------
+
+
+def test_moments_are_the_mean_and_the_covariance(small_blocks):
+    rows = 1e4 + normal(50, 4)  # far from 0
+    mean, covariance = Moments.of(rows).gaussian()
+    np.testing.assert_allclose(mean, rows.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(covariance, np.cov(rows, rowvar=False), rtol=1e-11)
+
+
+@pytest.mark.parametrize("sizes", [(50,), (1, 49), (13, 1, 30, 6)])
+def test_merged_parts_are_the_whole(sizes):
+    rows = (1e3 + normal(50, 4)).astype(np.float32)
+    parts = [Moments.of(part) for part in np.split(rows, np.cumsum(sizes)[:-1])]
+    whole, merged = Moments.of(rows), Moments.merged(parts)
+    assert merged.count == 50
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-14)
+    np.testing.assert_allclose(merged.scatter, whole.scatter, rtol=1e-11)
+    again = Moments.merged(parts)
+    np.testing.assert_array_equal(merged.scatter, again.scatter)
+
+
+def test_one_row_has_no_covariance():
+    with pytest.raises(UserError, match="at least 2 samples, not 1"):
+        frechet_distance(normal(1, 3), normal(9, 3))
+
+
 # --- recognition ---------------------------------------------------------------------------------------------------
 
 
@@ -116,42 +195,48 @@ def test_the_threshold_is_the_95th_percentile_of_own_distances():
 # --- scores --------------------------------------------------------------------------------------------------------
 
 
-def test_scores_are_means_over_whole_sets():
+def rows(*values):
+    return Features(np.array(values, np.float32)[:, None])
+
+
+def test_scores_are_means_over_whole_sets(monkeypatch):
     """With the metric "mean of the images minus mean of the part" the answers are by hand."""
-    metric = METRICS["recognition"]._replace(score=lambda images, part, _: float(images.mean() - part.mean()))
-    parts = np.full((2, 1), 1.0), np.full((2, 1), 3.0)
-    reference = Reference(parts, Records({}), 2)
-    images = np.array([[2.0], [4.0], [6.0], [8.0], [100.0]])  # two sets of two, and one left over
-    result = score(metric, images, reference)
+    difference = lambda images, part, *_: Value(float(images.features.mean() - part.features.mean()))
+    monkeypatch.setitem(METRICS, "difference", METRICS["frechet"]._replace(score=difference))
+    halves = Halves((rows(1, 1), rows(3, 3)), Settings())
+    result = halves.score("difference", rows(2, 4, 6, 8, 100))  # two sets of two, and one left over
     assert result.value == pytest.approx(((3 - 2) + (7 - 2)) / 2)
     assert result.spread == pytest.approx(np.std([1, 5], ddof=1))
-    assert score(metric, images[:3], reference).spread is None
-    assert real_score(metric, reference).value == pytest.approx(0)
+    assert halves.score("difference", rows(2, 4, 6)).spread is None
+    assert halves.score("difference", rows(2)).value is None
+    assert halves.floor("difference").value == pytest.approx(0)
 
 
-def test_the_reference_splits_the_test_set_in_two():
-    image = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1) % 17
-    train = Records({"image": image, "label": np.zeros(20, int)})
-    reference = Reference.of(train, Records({"image": image, "label": np.zeros(20, int)}), 17, 100)
-    assert reference.size == 10
-    np.testing.assert_array_equal(np.concatenate(reference.parts), as_unit(image, 17))
-    assert Reference.of(train, train, 17, 4).size == 4
+def test_the_halves_are_disjoint_and_all_of_the_data():
+    real = rows(*range(20))
+    halves = Halves.of(real, 100, Settings())
+    assert halves.size == 10
+    drawn = np.concatenate([part.features for part in halves.parts])
+    np.testing.assert_array_equal(np.sort(drawn, axis=0), real.features)
+    assert Halves.of(real, 4, Settings()).size == 4
+    again = np.concatenate([part.features for part in Halves.of(real, 100, Settings()).parts])
+    np.testing.assert_array_equal(drawn, again)
 
 
-def test_unit_images_and_noise():
-    np.testing.assert_array_equal(as_unit(np.array([[[[0], [16]]]], np.uint8), 17), [[0.0, 1.0]])
+def test_noise_is_uniform():
     noise = noise_images((8, 8, 1), 17, 200)
     assert noise.shape == (200, 8, 8, 1)
     assert scipy.stats.chisquare(np.bincount(noise.ravel(), minlength=17)).pvalue > 1e-3
+    assert scipy.stats.kstest(noise_images((2,), 0, 1000).ravel(), scipy.stats.uniform(-1, 2).cdf).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("name", sorted(METRICS))
-def test_every_metric_prefers_the_data_to_noise(name, clusters):
+@pytest.mark.parametrize("name", ["frechet", "recognition"])
+def test_the_customary_metrics_prefer_the_data_to_noise(name, clusters):
     points, labels = clusters
-    parts = points[::4], points[1::4]
-    reference = Reference(parts, Records({"image": points, "label": labels}), 2)
+    train = Train(points, labels)
+    halves = Halves((Features(points[::4]), Features(points[1::4])), Settings(), train)
     noise = np.random.default_rng(1).uniform(-20, 20, size=(25, 2))
-    real, random = score(METRICS[name], points[2::4], reference).value, score(METRICS[name], noise, reference).value
+    real, random = halves.score(name, Features(points[2::4])).value, halves.score(name, Features(noise)).value
     assert {"lower": real < random, "higher": real > random}[METRICS[name].better]
 
 

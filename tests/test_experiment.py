@@ -112,10 +112,10 @@ def test_evaluation_restores_the_checkpoint_once(workdir, monkeypatch):
     restored, restore = [], Checkpoints.restore_ema
     monkeypatch.setattr(Checkpoints, "restore_ema", lambda *given: restored.append(given) or restore(*given))
     (workdir / "samples" / "ddim.npz").unlink()
+    shutil.rmtree(workdir / "reports" / "evaluation")
     for count in (1, 2):
         assert program.main(program.flags(workdir, "evaluate", *program.FINISHED)) == 0
         assert len(restored) == count
-    assert (workdir / "samples" / "ddim.npz").exists()
 
 
 class TestRunBatches:
@@ -186,7 +186,7 @@ class TestReport:
         page = (finished / "reports" / "report.html").read_text(encoding="utf-8")
         links = Links()
         links.feed(page)
-        assert links.tags.count("img") == len(SAMPLERS) + 2  # real data, and the loss curve
+        assert links.tags.count("img") == 2 * len(SAMPLERS) + 2  # and their neighbours, real data, the loss curve
         assert all(target.startswith("data:image/") for target in links.targets)
         assert not {"script", "link", "iframe", "object", "embed"} & set(links.tags)
         without_pictures = re.sub(r'"data:image/[^"]*"', "", page)
@@ -199,10 +199,11 @@ class TestReport:
         summary = json.loads((finished / "reports" / "summary.json").read_text(), parse_constant=refuse)
         assert [row["name"] for row in summary["rows"]] == [*SAMPLERS, "real", "noise"]
         assert summary["step"] == 8
-        assert summary["images"] == 16
+        assert summary["reference"] == {"data": "test", "records": 500}
         for row in summary["rows"]:
-            assert set(row["scores"]) == set(summary["metrics"]) == {"frechet_pixels", "recognition"}
-            assert ("seconds" in row) == (row["name"] in SAMPLERS)
+            assert set(row["scores"]) == set(summary["metrics"]) == {"frechet_pixels", "recognition_pixels"}
+            assert ("evaluations" in row) == (row["name"] in SAMPLERS)
+        assert {metric["n"] for metric in summary["metrics"].values()} == {16}
         assert summary["likelihood"]["test"]["images"] == 500
         assert summary["likelihood"]["noise"]["images"] == 4
         assert summary["likelihood"]["uniform"] == pytest.approx(np.log(17) / np.log(2))
@@ -213,8 +214,8 @@ class TestReport:
         for name, metric in summary["metrics"].items():
             real, noise = rows["real"][name]["value"], rows["noise"][name]["value"]
             assert (real < noise) if metric["better"] == "lower" else (real > noise), name
-        assert 0 <= rows["noise"]["recognition"]["value"] < 0.1
-        assert 0.6 < rows["real"]["recognition"]["value"] <= 1
+        assert 0 <= rows["noise"]["recognition_pixels"]["value"] < 0.1
+        assert 0.6 < rows["real"]["recognition_pixels"]["value"] <= 1
 
     def test_likelihood_file(self, finished):
         figures = json.loads((finished / "reports" / "likelihood.json").read_text())
@@ -253,3 +254,9 @@ class TestMetrics:
 
     def test_events_are_written(self, finished):
         assert [path for path in finished.iterdir() if path.name.startswith("events.out.tfevents")]
+
+
+def test_data_that_are_not_there_are_missed_before_the_workdir_is_made(tmp_path, refuse):
+    flags = ("--config.data.source=tfds", f"--config.data.directory={tmp_path}", "--config.model.classes=0")
+    message = refuse(program.flags(tmp_path / "run", "train", *program.TINY, *flags), tmp_path)
+    assert "cifar10 is not prepared as array_record" in message

@@ -36,6 +36,9 @@ ALLOWED = {
     "checkpoint": "errors typing distributed",
     "training": "errors typing rng sde denoiser losses data distributed checkpoint writers",
     "evaluation": "errors typing rng data",
+    # Extractors are networks: published ones are read, small ones trained, all are computed over the mesh.
+    "evaluation.extractors": "errors typing data models pretrained distributed writers training.image_classifier "
+    "evaluation.features evaluation.metrics evaluation.resize",
     "pretrained": "errors typing models",
     "experiment": EVERYTHING_BUT_BUILD,
     "schema": "errors training.duration",
@@ -114,10 +117,11 @@ def test_outside_packages_keep_their_place(path):
             assert _under(_module(path), [place]), f"{name} is for {place} alone"
 
 
-def test_the_distributed_environment_imports_no_jax():
-    """It runs before jax is imported, to say how."""
-    path = ROOT / "score_sde" / "distributed" / "environment.py"
-    assert not [name for name in _imports(path) if _under(name, ["jax", "score_sde", "numpy"])]
+@pytest.mark.parametrize("name", ["environment", "slices"])
+def test_what_of_the_distributed_imports_no_jax(name):
+    """`environment` runs before jax is imported, to say how; `slices` is for launchers, on machines without it."""
+    path = ROOT / "score_sde" / "distributed" / f"{name}.py"
+    assert not [name for name in _imports(path) if _under(name, ["jax", "score_sde.distributed", "numpy"])]
 
 
 def test_configs_are_data_and_main_is_thin():

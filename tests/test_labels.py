@@ -186,7 +186,7 @@ class TestCompare:
         *(
             "--config.compare.num_samples=16",
             "--config.compare.batch_size=16",
-            "--config.evaluation.metrics=frechet_pixels",
+            "--config.evaluation.metrics=frechet",
         ),
     )
 

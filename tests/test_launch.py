@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from score_sde.distributed import slices
 from scripts.launch import common
 from tests.launching import CASES, GKE, GPUS, MAIN, POD, SLURM, STAND_IN, Stage
 
@@ -87,8 +88,9 @@ def test_topologies(text, accelerator, chips, hosts):
 
 
 def test_sizes_name_one_topology():
-    for name, tpu in common.TPUS.items():
-        kinds = [common.topology(f"{name}:{shape}").accelerator_type for shape in tpu.topologies]
+    assert set(common.TPUS) == set(slices.SLICES)
+    for name, shapes in slices.SLICES.items():
+        kinds = [common.topology(f"{name}:{shape}").accelerator_type for shape in shapes]
         assert len(set(kinds)) == len(kinds)
 
 
@@ -97,6 +99,13 @@ def test_a_single_host_finds_nobody_and_may_use_its_own_disk(stage):
     one = [*POD[:3], "--topology=v5e:2x4"]
     assert "--distributed=auto" in dry(stage, ["tpu", "start", *one, "--", MAIN[0], "--workdir=/home/me/a"])
     assert "--distributed=on" in dry(stage, ["tpu", "start", *one, "--slices=2", "--", *MAIN])
+
+
+def test_a_value_may_follow_its_flag(stage):
+    """As main.py takes it: what starts is the same."""
+    apart = [part for each in MAIN for part in each.split("=", 1)]
+    for launcher in (["tpu", "start", *POD], ["slurm", "start", *SLURM], ["kubernetes", "start", *GKE]):
+        assert dry(stage, [*launcher, "--", *apart]) == dry(stage, [*launcher, "--", *MAIN])
 
 
 BAD = {
@@ -117,6 +126,7 @@ BAD = {
     "a host's own disk": (["tpu", "start", *POD, "--", MAIN[0], "--workdir=/tmp/a"], "/mnt/shared"),
     "a pod's own disk": (["kubernetes", "start", *GKE, "--", MAIN[0], "--workdir=/mnt/shared/../a"], "/mnt/shared"),
     "no such config": (["slurm", "start", *SLURM, "--", "--config=x.py", MAIN[1]], "x.py is no file"),
+    "distributed apart": (["tpu", "start", *POD, "--", *MAIN, "--distributed", "off"], "set by the launcher"),
     "distributed": (["tpu", "start", *POD, "--", *MAIN, "--distributed=off"], "set by the launcher"),
     "expansion": (["tpu", "start", *POD, "--", *MAIN, "--config.seed=$HOME"], "no $"),
     "two lines": (["kubernetes", "start", *GKE, "--", *MAIN, "--config.seed=1\nEND_OF_INPUT"], "one line"),

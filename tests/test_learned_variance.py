@@ -292,7 +292,7 @@ SMALL = {
     "data.records": "4",
     "data.classes": "1000",
     "data.channels": "3",
-    "evaluation.metrics": "frechet_pixels",
+    "evaluation.metrics": "frechet",
     "model.channels": "32",
     "model.channel_multipliers": "1,1",
     "model.attention_resolutions": "8",

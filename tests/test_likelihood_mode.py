@@ -211,17 +211,17 @@ def _cut_short(folder):
     (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:80])
 
 
-UNREADABLE = "b.png is no readable PNG or JPEG image"
 # What is done to a folder with one good image, and words of the answer.
 FOLDERS = {
     "missing": (shutil.rmtree, "is no folder"),
     "empty": (lambda folder: (folder / "a.png").rename(folder / "notes.txt"), "no image in"),
     "size": (lambda folder: Image.new("L", (9, 8)).save(folder / "b.png"), "b.png is 9x8 pixels, the model's .* 8x8"),
-    "damaged": (_damaged, "b.jpg is no readable PNG or JPEG image"),
-    "cut short": (_cut_short, UNREADABLE),
-    "other format": (lambda folder: Image.new("L", (8, 8)).save(folder / "b.png", format="GIF"), UNREADABLE),
-    "transparent": (lambda folder: Image.new("RGBA", (8, 8), (9, 9, 9, 9)).save(folder / "b.png"), "is not opaque"),
-    "16 bits": (lambda folder: Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "b.png"), "8 bits a colour"),
+    "damaged": (_damaged, "b.jpg: it is no PNG, JPEG, WEBP, BMP or GIF image"),
+    "cut short": (_cut_short, "b.png: it is damaged"),
+    "other format": (
+        lambda folder: Image.new("L", (8, 8)).save(folder / "b.png", format="TIFF"),
+        "b.png: it is no PNG, JPEG, WEBP, BMP or GIF image",
+    ),
 }
 
 

@@ -62,7 +62,7 @@ OVERRIDES = {
     ),
     "negative average": (["--config.evaluation.ema=-1"], ["ema must be at least 0"]),
     "label drop": (["--config.training.label_drop=1.5"], ["label_drop must lie in [0, 1], not 1.5"]),
-    "metric": (["--config.evaluation.metrics=frechet"], ["'frechet'", "frechet_pixels"]),
+    "metric": (["--config.evaluation.metrics=frechet_inception"], ["'frechet_inception'", "'frechet'"]),
     "schedule": (["--config.optimiser.schedule=cosin"], ["'cosin'", "did you mean 'cosine'"]),
     "integer": (["--config.training.batch_size=1.5"], ["training.batch_size", "an integer", "1.5"]),
     "integer that is a bool": (["--config.training.batch_size=True"], ["training.batch_size", "an integer"]),

@@ -30,6 +30,36 @@ def test_trace_that_begins_within_a_call_of_several_steps(tmp_path):
     assert not profiler._running
 
 
+def test_trace_of_a_run_that_goes_on_or_ends_within_it(tmp_path, capsys):
+    """From step 6 on of steps 5 to 9, and the run ends after step 7."""
+    profiler = Profiler(ProfileSettings(steps=(5, 9)), tmp_path, resumed_at=5)
+    for done in (5, 6):
+        profiler.before(done, 1)
+        profiler.after(done + 1, jnp.ones(3) + done)
+    profiler.close()
+    assert list(tmp_path.rglob("*.xplane.pb"))
+    assert "the trace of steps 6 to 7 is in" in capsys.readouterr().out
+
+
+def test_run_that_goes_on_after_the_steps_of_the_trace_says_so(tmp_path, capsys):
+    profiler = Profiler(ProfileSettings(steps=(5, 9)), tmp_path, resumed_at=9)
+    assert "no trace of steps 5 to 9: the run goes on from step 9" in capsys.readouterr().out
+    profiler.before(9, 1)
+    assert not profiler._running
+
+
+def test_trace_that_fails_is_said_and_ends_nothing(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    profiler = Profiler(ProfileSettings(steps=(1, 2)), tmp_path / "file")
+    for done in range(3):
+        profiler.before(done, 1)
+        profiler.after(done + 1, jnp.ones(3))
+    profiler.close()
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("process 0 has no trace of steps from 1 on: ") == 1
+
+
 @pytest.mark.parametrize("steps", [(1,), (0, 3), (5, 4), (1, 2, 3)])
 def test_steps_that_are_no_range_are_refused(steps):
     with pytest.raises(UserError, match="steps must be the first and the last step of the trace"):

@@ -47,6 +47,23 @@ def test_what_cannot_be_split_is_named():
     assert not list(Layout(mesh(fsdp=128), {("a",): place(mesh(fsdp=128), (1152, 1152), ("in", "heads"))}).lines())
 
 
+def test_whole_tiles_come_before_length():
+    assert tuple(place(mesh(fsdp=16), (3, 3, 768, 1152), (None, None, "in", "out")).spec) == (None, None, "fsdp", None)
+    assert tuple(place(mesh(fsdp=16), (3, 3, 576, 1152), (None, None, "in", "out")).spec) == (None, None, None, "fsdp")
+
+
+def test_parts_that_are_no_whole_tiles_are_named():
+    """EDM2's widths are multiples of 64: 448/16 = 28 rows are none, 448/4 = 112 rows are seven tiles."""
+    kernel, matrix = ((3, 3, 448, 448), (None, None, "in", "out")), ((448, 448), ("in", "out"))
+    of = lambda size: Layout(
+        mesh(fsdp=size), {("a",): place(mesh(fsdp=size), *kernel), ("b",): place(mesh(fsdp=size), *matrix)}
+    )
+    [line] = of(16).untiled()
+    assert line.startswith("mesh.fsdp=16 splits 1 kernels, 90.0% of all values, into parts that are no multiple of 16")
+    assert line.endswith("mesh.fsdp=4 would split all into whole ones")
+    assert not list(of(4).untiled())
+
+
 def test_averages_and_moments_lie_where_their_parameters_do():
     both = mesh(fsdp=2, tensor=2)
     layout = Layout(both, {("network", "inner", "kernel"): place(both, (256, 512), ("in", "mlp"))})
@@ -113,3 +130,20 @@ def test_batch_is_split_over_all_but_tensor():
     check_batch_size(of, 48, "training.batch_size")
     with pytest.raises(UserError, match=r"training.batch_size=40 is not divisible by the 24 devices .* nearest is 48"):
         check_batch_size(of, 40, "training.batch_size")
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(8, 1), (2, 2), (16, 1)])
+def test_a_mesh_over_slices_has_whole_slices(tpus, fsdp, tensor):
+    """An axis may extend along a part of a side of the chips' grid: 8 of 4×4."""
+    mesh = MeshSettings(slices=2, fsdp=fsdp, tensor=tensor).build(tpus("v5e:4x4", 2))
+    assert mesh.devices.shape == (2, 16 // fsdp // tensor, fsdp, tensor)
+    for number, devices in enumerate(mesh.devices):
+        assert {device.slice_index for device in devices.flat} == {number}
+        assert len({tuple(device.coords) for device in devices.flat}) == 16
+
+
+@pytest.mark.parametrize("settings", [{"slices": -1, "data": 8}, {"slices": 2}])
+def test_one_slice_of_tpus_is_not_several(tpus, settings):
+    """Even where its hosts could be parted evenly."""
+    with pytest.raises(UserError, match=r"mesh.slices=2 is not the number of slices that the TPUs are in, 1"):
+        MeshSettings(**settings).build(tpus("v5e:4x4"))

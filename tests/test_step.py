@@ -16,7 +16,7 @@ from score_sde.sde import VDM, VP
 from score_sde.training.ema import Exponential
 from score_sde.training.optimiser import Optimiser
 from score_sde.training.state import TrainState, Window
-from score_sde.training.step import NO_LABEL, make_step, mirrored
+from score_sde.training.step import NO_LABEL, cropped, make_step, mirrored
 
 pytestmark = pytest.mark.usefixtures("jax_rules")
 
@@ -35,6 +35,7 @@ def toy(
     label_drop=0.0,
     optimiser=None,
     flip=False,
+    crop=0,
     augment=0.0,
 ):
     """(step, state, batch) of a small problem: all the data are one image."""
@@ -52,6 +53,7 @@ def toy(
         label_drop=label_drop,
         seed=seed,
         flip=flip,
+        crop=crop,
         augment=augment,
     )
     params = {"network": {"w": jnp.zeros(()), "b": jnp.zeros(())}}
@@ -156,6 +158,33 @@ class TestStep:
         keys = rng.for_samples(rng.at_step(rng.stream(0, "train"), 0), jnp.arange(32))
         loss = lambda step, image: float(jax.jit(step)(state, {"image": image}).window.loss)
         assert loss(flipping, image) == loss(plain, mirrored(image, rng.child(keys, 4))) != loss(plain, image)
+
+    def test_images_are_cropped_anywhere(self):
+        """Each of the 25 places with probability 1/25: 5 standard errors, 16 each, about 256 of 6400."""
+        image = np.random.default_rng(0).integers(0, 256, (32, 5, 7, 2)).astype(np.uint8)
+        wide = np.pad(image, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+        keys_at = lambda step: rng.for_samples(rng.at_step(rng.stream(0, "cropped"), step), jnp.arange(32))
+        one = jax.jit(cropped, static_argnums=2)
+        counts = np.zeros((5, 5), int)
+        for step in range(200):
+            seen = np.asarray(one(image, keys_at(step), 2))
+            assert seen.shape == image.shape
+            here = [
+                [(seen == wide[:, top : top + 5, left : left + 7]).all(axis=(1, 2, 3)) for left in range(5)]
+                for top in range(5)
+            ]
+            assert (np.sum(here, axis=(0, 1)) == 1).all()
+            counts += np.sum(here, axis=2)
+        assert (np.abs(counts - 6400 / 25) < 5 * np.sqrt(6400 / 25)).all()
+        np.testing.assert_array_equal(cropped(image[4:8], keys_at(0)[4:8], 2), one(image, keys_at(0), 2)[4:8])
+
+    def test_training_crops_where_it_is_told_to(self):
+        (plain, state, _), (cropping, _, _) = toy(), toy(crop=2)
+        image = jnp.arange(32 * 16, dtype=jnp.int32).reshape(32, 4, 4, 1) % 256
+        state = dataclasses.replace(state, params={"network": {"w": jnp.ones(()), "b": jnp.zeros(())}})
+        keys = rng.for_samples(rng.at_step(rng.stream(0, "train"), 0), jnp.arange(32))
+        loss = lambda step, image: float(jax.jit(step)(state, {"image": image}).window.loss)
+        assert loss(cropping, image) == loss(plain, cropped(image, rng.child(keys, 6), 2)) != loss(plain, image)
 
     def test_training_augments_where_it_is_told_to_and_the_network_is_told(self):
         seen = []

@@ -1,19 +1,26 @@
 """Training of a noise-conditional classifier: its loss against a closed form, its step, and the mode."""
 
+import dataclasses
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AbstractMesh
 
 from score_sde import rng
 from score_sde.data import Levels
 from score_sde.denoiser import Parameterisation
+from score_sde.distributed.mesh import AXES
+from score_sde.errors import UserError
+from score_sde.experiment import train_classifier
 from score_sde.losses import TIMES, Times
 from score_sde.losses.classification import ClassifierModel, classify
+from score_sde.models import Classifier
 from score_sde.sde import VE, VP
 from score_sde.training.classifier import make_classifier_step
 from score_sde.training.ema import Exponential
@@ -166,12 +173,45 @@ def test_what_it_refuses(trained, refuse, changes, message):
     assert message in refuse(program.flags(trained, "train_classifier", *TINY, duration(6), *changes), trained)
 
 
+def over(mesh_shape):
+    """The experiment on a mesh of devices that are not here."""
+    built = program.experiment(Path("unused"), *TINY)
+    return dataclasses.replace(built, mesh=AbstractMesh(mesh_shape, AXES))
+
+
+def test_its_own_parameters_are_laid_out():
+    """Not those of the score network: almost all of their values are in kernels large enough to be split in four."""
+    layout = train_classifier.own_experiment(over((1, 1, 4, 1))).layout
+    assert set(layout.placed) == set(Classifier(over((1, 1, 4, 1)).classifier.network, (8, 8, 1)).parameters())
+    total = sum(4 * math.prod(each.shape) for each in layout.placed.values())
+    assert layout.bytes_per_device() < 0.5 * total
+
+
+def test_parts_of_its_batch_are_split_over_the_mesh():
+    """16 in 4 parts of 4 samples each on 8 devices, where the score network's batch would do."""
+    settings = dataclasses.replace(over((1, 8, 1, 1)).training, batch_size=64, accumulate=4)
+    with pytest.raises(UserError, match=r"config: classifier: batch_size/training.accumulate=4 is not divisible by"):
+        train_classifier.check(dataclasses.replace(over((1, 8, 1, 1)), training=settings))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (("--config.classifier.name=adm",), "classifier.classes must be the data's 10, not 1000"),
         (("--config.classifier.name=adm", "--config.classifier.classes=10"), "classifier: adm: attention_resolutions"),
         (("--config.sde.name=cld", "--config.objective.name=hybrid"), "train_classifier is for affine processes"),
+        (
+            (*TINY, "--config.training.keep_every=7 steps", "--config.training.save_every=5 steps"),
+            "classifier: training.keep_every='7 steps' is 7 steps, no multiple of the 5 of save_every",
+        ),
+        (
+            (*TINY, "--config.training.batch_size=24", "--config.training.accumulate=3"),
+            "classifier: batch_size=16 is not divisible into the 3 parts of accumulate",
+        ),
+        (
+            (*TINY, duration(6), "--config.profile.steps=7,8"),
+            "classifier: profile.steps=7,8 begins after the last of 6 steps",
+        ),
     ],
 )
 def test_it_refuses_before_the_workdir_is_made(tmp_path, refuse, changes, message):

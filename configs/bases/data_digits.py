@@ -6,4 +6,4 @@ from ml_collections import ConfigDict
 def apply(config: ConfigDict) -> None:
     """Sets the data and what depends on it alone."""
     config.data = ConfigDict({"source": "digits"})
-    config.evaluation = ConfigDict({"metrics": ("frechet_pixels", "recognition")})
+    config.evaluation = ConfigDict({"metrics": ("frechet", "recognition")})

@@ -6,4 +6,9 @@ from ml_collections import ConfigDict
 def apply(config: ConfigDict) -> None:
     """Sets the data and what depends on it alone."""
     config.data = ConfigDict({"source": "fashion_mnist"})
-    config.evaluation = ConfigDict({"metrics": ("frechet_pixels",)})
+    config.evaluation = ConfigDict(
+        {
+            "metrics": ("frechet", "kernel", "precision", "recall", "memorisation"),
+            "extractors": ("fashion_cnn", "pixels"),
+        }
+    )

@@ -1,7 +1,7 @@
 """Image sets from TensorFlow Datasets, as 256 levels in [−1, 1] or [0, 1], and what stands in for latents.
 
-FFHQ and AFHQv2 are none of its own: they are to be made under these names, or `data.name` set to another. A whole part
-is held in memory: 16 GB for ImageNet of 64² pixels, 63 GB of 128², 252 GB of 256².
+FFHQ and AFHQv2 are none of its own: they are to be made under these names, or `data.source` set to another, such as
+folder:PATH of one's own copy; see docs/data.md.
 """
 
 from ml_collections import ConfigDict
@@ -35,10 +35,10 @@ def apply(config: ConfigDict, name: str, *, size: int, centered: bool = True, cl
             "classes": classes,
         }
     )
-    config.evaluation = ConfigDict({"metrics": ("frechet_pixels",)})
+    config.evaluation = ConfigDict({"metrics": ("frechet",)})
 
 
 def latents(config: ConfigDict, *, size: int) -> None:
     """Synthetic images in 1,000 classes, of the shape of Stable Diffusion's latents. size: of their sides."""
     config.data = ConfigDict({"source": "synthetic", "size": size, "channels": 4, "classes": 1000})
-    config.evaluation = ConfigDict({"metrics": ("frechet_pixels",)})
+    config.evaluation = ConfigDict({"metrics": ("frechet",)})

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from score_sde.data.source import Records
+from score_sde.data.source import InMemory, Records
 
 TEST_SIZE = 500
 
@@ -41,4 +41,4 @@ class Digits:
         order = np.random.RandomState(0).permutation(len(digits.images))
         index = {"train": order[TEST_SIZE:], "test": order[:TEST_SIZE]}[name]
         images = digits.images[index, :, :, None].astype(np.uint8)
-        return Records({"image": images, "label": digits.target[index].astype(np.int32)})
+        return InMemory({"image": images, "label": digits.target[index].astype(np.int32)})

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from score_sde.data.source import Records, SquareImages
+from score_sde.data.source import InMemory, Records, SquareImages
 from score_sde.errors import Checks
 
 COARSE = 4  # pixels of the random field a side, before it is drawn out
@@ -35,4 +35,4 @@ class Synthetic(SquareImages):
         coarse = base[label] + generator.normal(0, 48, (count, COARSE, COARSE, self.channels))
         factor = self.size // COARSE
         image = np.clip(coarse, 0, 255).astype(np.uint8).repeat(factor, axis=1).repeat(factor, axis=2)
-        return Records({"image": image} | ({"label": label} if self.classes else {}))
+        return InMemory({"image": image} | ({"label": label} if self.classes else {}))

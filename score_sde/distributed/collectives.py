@@ -11,6 +11,10 @@ Of n devices in a group, each with B bytes of operands, a ring sends from each d
 (Patarasu & Yuan 2009), which none can undercut. On a TPU they stand in the HLO in several forms, each counted once:
 plain; `-start` with `-done`; three fusions, of `AsyncCollectiveStart`, the work done meanwhile, and
 `AsyncCollectiveDone`, with the collective in each; and a reduce-scatter as a fusion of an all-reduce and a slice.
+
+What crosses from slice to slice goes over the hosts' network: a `send` to the host and a `recv` from it, which say what
+the hosts do with it meanwhile. A chip's part is counted by the same formulas, of groups with one member in each slice,
+and as overlapped by nothing: gradients, which it mostly is, are there when little is left to do.
 """
 
 import math
@@ -30,6 +34,15 @@ SENT = {
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1,
 }
+
+ACROSS = {  # what hosts do with what a chip sends them for other slices
+    "ALL_GATHER": "all-gather",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_REDUCE": "all-reduce",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
+ID = 100_000  # a chip is named by this times the number of its slice, and its own number in it
 
 START = "AsyncCollectiveStart"
 Groups = list[list[int]]  # of places in the mesh's order of devices
@@ -76,6 +89,9 @@ def collectives(program: Program, mesh: Mesh, unknown: int = 1) -> list[Collecti
         if name in fused or not executions.get(name):
             continue
         for holder, each in _within(program, name):
+            if each.opcode == "send":
+                found.append(_across(program.computations[holder], each, mesh, executions[name]))
+                continue
             if _channel(each) in started and not _has(program.computations[holder], START):
                 continue  # the work done meanwhile, or the end, of what is counted at its start
             collective = _collective(program.computations[holder], each, mesh, executions[name])
@@ -112,6 +128,11 @@ def _within(program: Program, name: str) -> list[tuple[str, Instruction]]:
 
 
 def _kind(instruction: Instruction) -> str | None:
+    if instruction.opcode == "send":
+        between = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+        if between and between[1] not in ACROSS:
+            raise ValueError(f"sent between slices in no known form: {between[1]}")
+        return ACROSS[between[1]] if between else None
     kind = instruction.opcode.removesuffix("-start")
     return kind if kind in SENT else None
 
@@ -128,6 +149,23 @@ def _collective(computation: dict[str, Instruction], instruction: Instruction, m
     # A permutation's groups are pairs of sender and receiver, some of which may be one device.
     devices = max(len(set(group)) for group in groups)
     return Collective(kind, operands, devices, _axes(groups, mesh), runs, overlapped, source[1] if source else "")
+
+
+def _across(computation: dict[str, Instruction], sent: Instruction, mesh: Mesh, runs: int) -> Collective:
+    """What a chip sends to others by its host."""
+    kind = _kind(sent)
+    assert kind is not None
+    # Slices and the chips of each, `{1,2}x{0:15}`, or groups of chips, `{{100000,200000},{100001,200001}}`.
+    target = re.search(r"_xla_megascale_target=\"?\{+([^}]*)\}", sent.attributes)
+    assert target is not None
+    members = [int(each) for each in re.findall(r"\d+", target[1])]
+    slices = len({each // ID if each >= ID else each for each in members})
+    index = np.array([getattr(device, "slice_index", 0) for device in mesh.devices.flat]).reshape(mesh.devices.shape)
+    axes = tuple(name for axis, name in enumerate(mesh.axis_names) if np.any(np.diff(index, axis=axis)))
+    source = re.search(r'op_name="([^"]*)"', sent.attributes)
+    return Collective(
+        kind, hlo.size(computation[sent.operands[0]].type), slices, axes, runs, False, source[1] if source else ""
+    )
 
 
 def _is_sliced(computation: dict[str, Instruction], summed: Instruction) -> bool:

@@ -63,10 +63,14 @@ def compile_cache() -> Path:
     XLA compiles for the very processor, and jax's keys do not name it: in a home that machines share, one would run
     another's instructions.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.is_file() else [platform.processor()]
     able = {platform.machine(), *(line for line in lines if line.startswith(("model name", "flags", "Features")))}
-    return Path(base) / "score_sde" / f"xla-{zlib.crc32(' '.join(sorted(able)).encode()):08x}"
+    return cache_folder() / f"xla-{zlib.crc32(' '.join(sorted(able)).encode()):08x}"
+
+
+def cache_folder() -> Path:
+    """`score_sde` in the user's cache folder; not absolute where there is no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "score_sde"
 
 
 def _cpu_only() -> bool:

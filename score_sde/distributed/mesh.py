@@ -75,8 +75,12 @@ def _arranged(slices: int, shape: tuple[int, ...], devices: Sequence[Any]) -> np
     own = {getattr(device, "slice_index", 0) for device in devices}
     processes = {device.process_index for device in devices}
     if len(own) == slices:
-        return mesh_utils.create_hybrid_device_mesh((1, *shape), (slices, 1, 1, 1), devices)
-    if len(own) == 1 and len(processes) % slices == 0:  # no slices of TPUs: whole processes, in their order
+        return mesh_utils.create_hybrid_device_mesh(
+            (1, *shape), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+        )
+    if devices[0].platform == "tpu":
+        raise UserError(f"mesh.slices={slices} is not the number of slices that the TPUs are in, {len(own)}")
+    if len(own) == 1 and len(processes) % slices == 0:  # whole processes, in their order
         return np.asarray(sorted(devices, key=lambda device: (device.process_index, device.id))).reshape(slices, *shape)
     raise UserError(
         f"mesh.slices={slices} parts neither the {len(own)} slice(s) nor the {len(processes)} process(es) evenly"
@@ -176,7 +180,8 @@ def compile_over_batch(
     """
     start, split = time.perf_counter(), tuple(split)
     jitted = jit_over_batch(mesh, function, split)
-    abstract = lambda each, is_batch: each if is_batch else _placed(mesh, (each,), (False,))[0]
+    shapes = functools.partial(jax.eval_shape, lambda batch: batch)  # of whole batches, of which a process has a part
+    abstract = lambda each, is_batch: shapes(each) if is_batch else _placed(mesh, (each,), (False,))[0]
     program = jitted.lower(*(abstract(*pair) for pair in zip(arguments, split, strict=True))).compile()
     return OverBatch(program, mesh, split, time.perf_counter() - start)
 

@@ -11,9 +11,12 @@ import importlib.metadata
 import json
 import os
 import platform
+import queue
 import sys
+import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,10 +28,12 @@ from score_sde.errors import RunFailed, UserError
 
 # Seconds without a sign of life after which a process counts as dead, and its job ends.
 HEARTBEAT_SECONDS = 60
+MARGIN_SECONDS = 5  # in which the runtime says so
 SHUTDOWN_SECONDS = 30  # that a process which ends waits for the others to end
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "libtpu")
 # What schedulers say of how many processes a job has.
 COUNTS = ("JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+GOES_ON = "the same command goes on from the last checkpoint"
 HOSTS = "TPU_WORKER_HOSTNAMES"  # of the TPU slice, separated by commas
 
 
@@ -62,10 +67,38 @@ def start(distributed: str) -> None:
         remedy = "start it on every host (srun, mpirun, scripts/launch), or set --distributed=off to run alone"
         raise UserError(f"this is a job of a single process, {told}; {remedy}")
     if several():
-        hosts = of_all(np.frombuffer(platform.node().encode().ljust(64)[:64], np.uint8))
-        named = [bytes(host).decode(errors="replace").strip() for host in hosts]
+        hosts = _texts(platform.node())
         if jax.process_index() == 0:
-            print(f"{len(named)} processes: " + ", ".join(f"{number} on {host}" for number, host in enumerate(named)))
+            print(f"{len(hosts)} processes: " + ", ".join(f"{number} on {host}" for number, host in enumerate(hosts)))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block in which no process waits for another. Where some raise UserError in it all do, in the same words.
+
+    So all end at once and alike, and every log says whose input is bad.
+    """
+    own = None
+    try:
+        yield
+    except UserError as error:
+        if not several():
+            raise
+        own = error
+    if not several():
+        return
+    found = [json.loads(text) for text in _texts(json.dumps([platform.node(), "" if own is None else str(own)]))]
+    problems: dict[str, list[int]] = {}
+    for number, (_, problem) in enumerate(found):
+        problems.setdefault(problem, []).append(number)
+    everywhere = len(problems) == 1
+    lines = [
+        problem if everywhere else f"process {_named(who)} of {len(found)} ({found[who[0]][0]}): {problem}"
+        for problem, who in problems.items()
+        if problem
+    ]
+    if lines:
+        raise UserError("; ".join(lines)) from own
 
 
 def check_alike(config: Mapping[str, Any]) -> None:
@@ -83,10 +116,9 @@ def check_alike(config: Mapping[str, Any]) -> None:
         others = np.flatnonzero(differs[:, number])
         if not len(others):
             continue
-        first = _broadcast(text)
-        named = ", ".join(map(str, others[:8])) + (" …" if len(others) > 8 else "")
+        first = _texts(text)[0]
         detail = f" (here {_difference(text, first)})" if jax.process_index() in others else ""
-        problems.append(f"process {named} of {jax.process_count()} runs another {part} than process 0{detail}")
+        problems.append(f"process {_named(others)} of {jax.process_count()} runs another {part} than process 0{detail}")
     if problems:
         raise UserError("; ".join(problems))
 
@@ -109,20 +141,48 @@ def leave(error: Exception) -> NoReturn:
 
     A collective then fails at once, or never returns. JAX's runtime knows a process as dead when it has been silent for
     `HEARTBEAT_SECONDS`, names it as "task N", and ends all others by SIGABRT, in whatever they are: it may come first.
+    So do the others end where this process alone has failed, in whose collectives they wait.
     """
     traceback.print_exception(error)
     own = jax.process_index()
     _warn(f"error: process {own} failed: {_first_line(error)}")
-    _warn(f"process {own} looks which of the {jax.process_count()} still answer; up to {HEARTBEAT_SECONDS} s")
+    _warn(f"process {own} looks which of the {jax.process_count()} still answer; up to {_patience()} s")
+    _warn(f"error: {_others() or 'all others answer'}. Start all processes again: {GOES_ON}")
+    os._exit(1)  # without waiting for the others to end, as the interpreter's end would
+
+
+def leave_unless_all_do(error: Exception, status: int) -> None:
+    """Returns where all come here, as where training diverged. Where a process does alone, as where the disk of its
+    host is full or lacks data that are read late, ends it as `leave` does, with `status`."""
+    if several() and (wrong := _others()):
+        _warn(f"error: process {jax.process_index()} failed: {_first_line(error)}; {wrong}")
+        os._exit(status)
+
+
+def _patience() -> int:
+    return HEARTBEAT_SECONDS + MARGIN_SECONDS
+
+
+def _others() -> str:
+    """What is wrong with the other processes; nothing where all ask this too. Returns within `_patience` seconds."""
+    answer: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=lambda: answer.put(_who_answers()), daemon=True).start()  # it may never return
+    try:
+        return answer.get(timeout=_patience())
+    except queue.Empty:
+        return f"others are still at work, and end when process {jax.process_index()} is missed"
+
+
+def _who_answers() -> str:
+    """Says who does not, once each of the others asks this too or has been silent for `HEARTBEAT_SECONDS`."""
     try:
         with multihost_utils.live_devices(jax.devices()) as devices:
-            gone = sorted(set(range(jax.process_count())) - {device.process_index for device in devices})
+            gone = set(range(jax.process_count())) - {device.process_index for device in devices}
+    except multihost_utils.ProcessFailureError as failure:  # of those that asked too, and have ended since
+        gone = {device.process_index for device in failure.failed_devices}
     except Exception as failure:  # whatever it is, it is said, and this process ends
-        _warn(f"error: that cannot be known: {_first_line(failure)}")
-    else:
-        dead = f"process {', '.join(map(str, gone))} does not answer any more" if gone else "all others answer"
-        _warn(f"error: {dead}. Start all processes again: the same command goes on from the last checkpoint")
-    os._exit(1)  # without waiting for the others to end, as the interpreter's end would
+        return f"which others are there cannot be known: {_first_line(failure)}"
+    return f"process {', '.join(map(str, sorted(gone)))} does not answer any more" if gone else ""
 
 
 def wait_for_all(name: str) -> None:
@@ -170,13 +230,18 @@ def _packages() -> str:
     return "\n".join(f"{name} {found.get(name, 'absent')}" for name in PACKAGES)
 
 
-def _broadcast(text: str) -> str:
-    """Process 0's text, on every process."""
+def _texts(text: str) -> list[str]:
+    """What each process has, in their order, on every process."""
     data = np.frombuffer(text.encode(), np.uint8)
     longest = int(np.max(of_all(np.asarray(len(data)))))
     padded = np.zeros(longest, np.uint8)
     padded[: len(data)] = data
-    return from_first(padded).tobytes().rstrip(b"\0").decode()
+    return [row.tobytes().rstrip(b"\0").decode() for row in of_all(padded)]
+
+
+def _named(processes: Iterable[Any]) -> str:
+    numbers = list(map(str, processes))
+    return ", ".join(numbers[:8]) + (" …" if len(numbers) > 8 else "")
 
 
 def _difference(own: str, first: str) -> str:

@@ -2,17 +2,15 @@
 
 import importlib.util
 import os
-import re
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
-from score_sde.distributed.chips import CHIPS
+from score_sde.distributed import slices
 from score_sde.errors import UserError
 
-KINDS = tuple(chip.name for chip in CHIPS.values())
 # What libtpu would ask of a machine with a TPU, and complain of; a compiler alone may run beside another.
 ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -24,19 +22,12 @@ ALONE = {
 OPTIONS: dict[str, dict[str, Any]] = {"v4": {"chip_config_name": "megacore"}}
 
 
-def check(topology: str) -> None:
-    """Raises UserError unless it is written as a kind and the sides of the chips' grid."""
-    kind, _, sides = topology.partition(":")
-    if kind not in KINDS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", sides):
-        known = ", ".join(KINDS)
-        raise UserError(
-            f"topology must be a kind and its grid, as 'v5e:4x4' or 'v5p:4x4x4' (kinds: {known}), not {topology!r}"
-        )
+def devices_of(topology: str, count: int = 1) -> list[Any]:
+    """The devices of `count` slices of a topology, to compile for and nothing else.
 
-
-def devices_of(topology: str, slices: int = 1) -> list[Any]:
-    """The devices of so many slices of a topology, to compile for and nothing else. Raises UserError without libtpu."""
-    check(topology)
+    topology: a row of `SLICES`, such as `v5e:16x16`. Raises UserError for another, and without libtpu.
+    """
+    kind, _ = slices.check(topology, "plan.topology")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"plan.topology={topology} needs the TPU's compiler: pip install -e '.[plan]'; "
@@ -47,7 +38,7 @@ def devices_of(topology: str, slices: int = 1) -> list[Any]:
     # JAX writes programs for devices that are not here to its cache and cannot read them back.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # what a compilation before has made it remember
-    options = OPTIONS.get(topology.partition(":")[0], {}) | ({"num_slices": slices} if slices > 1 else {})
+    options = OPTIONS.get(kind, {}) | ({"num_slices": count} if count > 1 else {})
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
     except RuntimeError as error:  # what jax raises for what libtpu refuses

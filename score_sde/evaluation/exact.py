@@ -1,11 +1,12 @@
-r"""Distances of samples from a law that is known exactly. To add one: a function here and its line in `EXACT_METRICS`.
+r"""Distances of samples from a law that is known exactly. To add one: a function here and its line in
+`EXACT_METRICS`.
 
-    sliced_wasserstein   √ E_θ W₂²(θ·x, θ·y), in each direction by the sorted values: W₂² = ∫ (F⁻¹ − G⁻¹)² du
+    sliced_wasserstein   from many samples of the law
     frechet              Fréchet distance d² of the samples' mean and covariance from the exact ones
 
 Neither is 0 for n samples of the law itself: what those have is the floor that samplers can reach.
 
-Source: Bonneel et al., "Sliced and Radon Wasserstein barycenters of measures", 2015; `frechet`.
+Source: `sliced_wasserstein`, `frechet`.
 """
 
 import dataclasses
@@ -13,34 +14,23 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Float
-
-from score_sde.evaluation.frechet import Covariance, Mean, between_gaussians, moments
-
-DIRECTIONS = 128
-
-Rows = Float[np.ndarray, "n dim"]
+from score_sde.evaluation.distances import Rows
+from score_sde.evaluation.frechet import between_gaussians
+from score_sde.evaluation.moments import Gaussian, Moments
+from score_sde.evaluation.sliced_wasserstein import Projected, between_sorted, directions, project
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Law:
-    """The law: many samples of it, one a row, and its exact mean and covariance."""
+    """samples: many of the law, one a row. exact: its mean and covariance."""
 
     samples: Rows
-    mean: Mean
-    covariance: Covariance
+    exact: Gaussian
 
     @functools.cached_property
-    def directions(self) -> Float[np.ndarray, "dim directions"]:
-        """θ, uniform on the sphere, always the same."""
-        normal = np.random.default_rng(0).normal(size=(self.samples.shape[1], DIRECTIONS))
-        return normal / np.linalg.norm(normal, axis=0)
-
-    @functools.cached_property
-    def projected(self) -> Float[np.ndarray, "n directions"]:
+    def projected(self) -> Projected:
         """The samples in each direction, sorted."""
-        return np.sort(self.samples @ self.directions, axis=0)
+        return project(self.samples, directions(self.samples.shape[1]))
 
 
 class ExactMetric(NamedTuple):
@@ -51,16 +41,13 @@ class ExactMetric(NamedTuple):
 
 
 def sliced_wasserstein(rows: Rows, law: Law) -> float:
-    """The distance, not squared, with the law's samples in its place; no more rows than those."""
-    own = np.sort(rows @ law.directions, axis=0)
-    count = len(law.projected)
-    same_share = np.arange(count) * len(own) // count  # of the law's i-th smallest value, the sample at its quantile
-    return float(np.sqrt(np.mean((own[same_share] - law.projected) ** 2)))
+    """The distance, not squared, with the law's samples in its place."""
+    return between_sorted(project(rows, directions(rows.shape[1])), law.projected)
 
 
 def frechet(rows: Rows, law: Law) -> float:
     """d² from the exact mean and covariance."""
-    return between_gaussians(*moments(rows), law.mean, law.covariance)
+    return between_gaussians(Moments.of(rows).gaussian(), law.exact)
 
 
 EXACT_METRICS: dict[str, ExactMetric] = {

@@ -1,8 +1,8 @@
-"""Sample quality against the test split. To add a metric: a file that computes it, and its line in `METRICS`.
+"""Sample quality, from features of samples and of real data. To add a metric: a file that computes it, and its line
+in `METRICS`.
 
-Images are quantised as the data are, mapped to [0, 1] and flattened. The test split is cut into two parts A and B
-of n images each; a set of n images scores the mean of its scores against A and against B. Real test data score
-A against B and B against A: the floor (or ceiling) at the same n, on the same references.
+A value belongs to its metric, the features' extractor and n, and is compared with others of the same three alone.
+What real data score at the same n is in `halves`.
 """
 
 import dataclasses
@@ -11,93 +11,179 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Int
 
-from score_sde.data import Records
-from score_sde.evaluation.frechet import frechet_distance
+from score_sde.errors import Checks
+from score_sde.evaluation import precision_recall
+from score_sde.evaluation.distances import Rows
+from score_sde.evaluation.features import Features
+from score_sde.evaluation.frechet import between_gaussians, frechet_distance
+from score_sde.evaluation.inception_score import inception_score
+from score_sde.evaluation.intervals import Interval, normal, over_parts
+from score_sde.evaluation.kernel import kernel_distance, over_subsets
+from score_sde.evaluation.memorisation import memorisation
+from score_sde.evaluation.mmd import LEAST as MMD_LEAST
+from score_sde.evaluation.mmd import mmd
+from score_sde.evaluation.moments import Gaussian
+from score_sde.evaluation.recognition import NEIGHBOURS as RECOGNITION_NEIGHBOURS
 from score_sde.evaluation.recognition import Recogniser
+from score_sde.evaluation.sliced_wasserstein import sliced_wasserstein
+from score_sde.evaluation.value import Value
 
-Images = Float[np.ndarray, "n dim"]
+PARTS = 10  # of an interval over parts
 
 
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """The real data that images are scored against: the test split's two parts, and the labelled training split."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """kernel_subsets, kernel_subset_size: of the metric `kernel_subsets`, as published. inception_splits: of
+    `inception_score`, as published. seed: of subsets, splits and resampling.
+    """
 
-    parts: tuple[Images, Images]
-    train: Records
-    levels: int
+    kernel_subsets: int = 100
+    kernel_subset_size: int = 1000
+    inception_splits: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        with Checks() as check:
+            check.that(self.kernel_subsets >= 2, f"kernel_subsets must be at least 2, not {self.kernel_subsets}")
+            size = self.kernel_subset_size
+            check.that(size >= MMD_LEAST, f"kernel_subset_size must be at least {MMD_LEAST}, not {size}")
+            check.that(self.inception_splits >= 1, f"inception_splits must be at least 1, not {self.inception_splits}")
+            check.that(self.seed >= 0, f"seed must be at least 0, not {self.seed}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Train:
+    """The training data: features, and labels where there are any."""
+
+    features: Rows
+    labels: Int[np.ndarray, "n"] | None = None
 
     @functools.cached_property
     def recogniser(self) -> Recogniser:
         """Fitted when first asked for; needs labels."""
-        return Recogniser.fit(as_unit(self.train.arrays["image"], self.levels), self.train.arrays["label"])
-
-    @staticmethod
-    def of(train: Records, test: Records, levels: int, size: int) -> "Reference":
-        """From the splits of a source; size: wanted images a part, at most half the test split."""
-        images = as_unit(test.arrays["image"], levels)
-        n = min(size, len(images) // 2)
-        return Reference((images[:n], images[n : 2 * n]), train, levels)
-
-    @property
-    def size(self) -> int:
-        """n, the number of images that are scored together."""
-        return len(self.parts[0])
+        assert self.labels is not None
+        return Recogniser.fit(self.features, self.labels)
 
 
 class Metric(NamedTuple):
-    """title: for tables. better: "lower" or "higher". score(images, part, reference) of two sets of n images.
-    needs_labels: whether the training split must have them."""
+    """title: for tables. better: "lower" or "higher". score(generated, reference, settings, train), train being None
+    where the metric does not need it. least: samples that each set must have. needs_…: the extractor's probabilities,
+    the training data, and their labels. of_gaussians: the same from stored means and covariances, where these suffice.
+    """
 
     title: str
     better: str
-    score: Callable[[Images, Images, Reference], float]
+    score: Callable[[Features, Features, Settings, Train], Value]
+    least: int = 2
+    needs_probabilities: bool = False
+    needs_train: bool = False
     needs_labels: bool = False
+    of_gaussians: Callable[[Gaussian, Gaussian], float] | None = None
 
 
-def _recognition_rate(images: Images, part: Images, reference: Reference) -> float:
-    return float(reference.recogniser.recognised(images).mean())
+def _rows(score: Callable[[Rows, Rows], Value]) -> Callable[[Features, Features, Settings, Train], Value]:
+    """A score that needs the features alone."""
+    return lambda generated, reference, settings, train: score(generated.features, reference.features)
+
+
+def _kernel_subsets(generated: Features, reference: Features, settings: Settings, train: Train) -> Value:
+    count, size = settings.kernel_subsets, settings.kernel_subset_size
+    return over_subsets(generated.features, reference.features, subsets=count, size=size, seed=settings.seed)
+
+
+def _inception_score(generated: Features, reference: Features, settings: Settings, train: Train) -> Value:
+    assert generated.probabilities is not None
+    return inception_score(generated.probabilities, splits=settings.inception_splits, seed=settings.seed)
+
+
+def _memorisation(generated: Features, reference: Features, settings: Settings, train: Train) -> Value:
+    return memorisation(generated.features, reference.features, train.features, settings.seed).share
+
+
+def _recognition(generated: Features, reference: Features, settings: Settings, train: Train) -> Value:
+    recognised = train.recogniser.recognised(generated.features)
+    return Value(float(recognised.mean()), float(recognised.std(ddof=1)) / len(recognised) ** 0.5)
+
+
+def _balls(figure: str) -> Callable[[Features, Features, Settings, Train], Value]:
+    return _rows(lambda generated, reference: Value(getattr(precision_recall.figures(generated, reference), figure)))
 
 
 METRICS: dict[str, Metric] = {
-    "frechet_pixels": Metric(
-        "Fréchet distance (pixels)", "lower", lambda images, part, _: frechet_distance(images, part)
+    "frechet": Metric(
+        *("Fréchet distance", "lower", _rows(lambda a, b: Value(frechet_distance(a, b)))),
+        of_gaussians=between_gaussians,
     ),
-    "recognition": Metric("recognised as one digit", "higher", _recognition_rate, needs_labels=True),
+    "kernel": Metric("kernel distance", "lower", _rows(kernel_distance), MMD_LEAST),
+    "kernel_subsets": Metric("kernel distance over subsets", "lower", _kernel_subsets, MMD_LEAST),
+    "inception_score": Metric("Inception score", "higher", _inception_score, needs_probabilities=True),
+    "precision": Metric("precision", "higher", _balls("precision"), precision_recall.LEAST),
+    "recall": Metric("recall", "higher", _balls("recall"), precision_recall.LEAST),
+    "density": Metric("density", "higher", _balls("density"), precision_recall.LEAST),
+    "coverage": Metric("coverage", "higher", _balls("coverage"), precision_recall.LEAST),
+    "sliced_wasserstein": Metric(
+        "sliced Wasserstein-2 distance", "lower", _rows(lambda a, b: Value(sliced_wasserstein(a, b)))
+    ),
+    "mmd": Metric("MMD², Gaussian kernels", "lower", _rows(mmd), MMD_LEAST),
+    "memorisation": Metric("nearer to training data than 5 % of test data", "lower", _memorisation, needs_train=True),
+    "recognition": Metric("recognised as one class", "higher", _recognition, needs_train=True, needs_labels=True),
 }
 
 
-class Score(NamedTuple):
-    """value: the mean over sets of n images, None where there are fewer. spread: their standard deviation, None for
-    a single set."""
-
-    value: float | None
-    spread: float | None
-
-
-def as_unit(image: Integer[np.ndarray, "n *shape"], levels: int) -> Images:
-    """Integer levels as float64 in [0, 1], one row an image."""
-    return image.reshape(len(image), -1).astype(np.float64) / (levels - 1)
+def check_needs(check: Checks, where: str, name: str, *, n: int, probabilities: bool, labels: bool) -> None:
+    """Notes what the metric `name` lacks; where: the setting that asks for it. n: samples that each set will have."""
+    metric = METRICS[name]
+    check.that(n >= metric.least, f"{where}: {name!r} needs at least {metric.least} samples a set, not {n}")
+    check.that(labels or not metric.needs_labels, f"{where}: {name!r} needs data with labels")
+    given = probabilities or not metric.needs_probabilities
+    check.that(given, f"{where}: {name!r} needs an extractor with a classifier")
 
 
-def score(metric: Metric, images: Images, reference: Reference) -> Score:
-    """Of as many whole sets of n images as there are."""
-    n = reference.size
-    sets = [images[start : start + n] for start in range(0, len(images) - n + 1, n)]
-    values = [np.mean([metric.score(one, part, reference) for part in reference.parts]) for one in sets]
-    if not values:
-        return Score(None, None)
-    return Score(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+def score(name: str, generated: Features, reference: Features, settings: Settings, train: Train | None = None) -> Value:
+    """Of METRICS[name]; UserError where there is too little or something else than finite features of one extractor."""
+    metric, n = METRICS[name], min(len(generated.features), len(reference.features))
+    labels, probabilities = train is not None and train.labels is not None, generated.probabilities is not None
+    with Checks() as check:
+        check_needs(check, "metrics", name, n=n, probabilities=probabilities, labels=labels)
+        check.that(train is not None or not metric.needs_train, f"metrics: {name!r} needs the training data")
+        sets = {"generated": generated.features, "reference": reference.features}
+        if train is not None and metric.needs_train:
+            sets["training"] = train.features
+            least = RECOGNITION_NEIGHBOURS + 1
+            check.that(len(train.features) >= least, f"metrics: {name!r} needs at least {least} training records")
+        dims = sorted({rows.shape[1] for rows in sets.values()})
+        check.that(len(dims) == 1, f"metrics: features of different sizes cannot be compared: {dims}")
+        if metric.needs_probabilities and generated.probabilities is not None:
+            sets["probabilities"] = generated.probabilities
+        for which, rows in sets.items():
+            wrong = int((~np.isfinite(rows).all(axis=1)).sum())
+            check.that(not wrong, f"metrics: {wrong} of {len(rows)} {which} rows are not finite")
+        if metric.needs_probabilities:
+            splits = settings.inception_splits
+            check.that(n >= splits, f"metrics: {name!r} over {splits} splits needs as many samples, not {n}")
+    return metric.score(generated, reference, settings, train)  # type: ignore[arg-type]  # None where not needed
 
 
-def real_score(metric: Metric, reference: Reference) -> Score:
-    """What real test data score: each part against the other."""
-    a, b = reference.parts
-    values = [metric.score(a, b, reference), metric.score(b, a, reference)]
-    return Score(float(np.mean(values)), None)
+def interval(
+    name: str, value: Value, generated: Features, reference: Features, settings: Settings, train: Train | None = None
+) -> Interval | None:
+    """95 %: of `value`, what the two sets score, from its own standard error; or else over `PARTS` disjoint parts of
+    both sets, None where these would have fewer samples than the metric needs."""
+    n = len(generated.features)
+    if value.error is not None:
+        return normal(value.value, value.error, n)
+    size, draw = min(n, len(reference.features)) // PARTS, np.random.default_rng(settings.seed)
+    if size < METRICS[name].least:
+        return None
+    own, real = (draw.permutation(len(each.features))[: PARTS * size] for each in (generated, reference))
+    parts = zip(np.split(own, PARTS), np.split(real, PARTS), strict=True)
+    values = [score(name, take(generated, a), take(reference, b), settings, train).value for a, b in parts]
+    return over_parts(values, size)
 
 
-def noise_images(shape: tuple[int, ...], levels: int, count: int) -> Integer[np.ndarray, "count *shape"]:
-    """Pure noise: every pixel uniform over the levels."""
-    return np.random.default_rng(0).integers(0, levels, (count, *shape), np.uint8)
+def take(features: Features, index: slice | Int[np.ndarray, "k"]) -> Features:
+    """Some of the rows."""
+    given = features.probabilities
+    return Features(features.features[index], None if given is None else given[index])

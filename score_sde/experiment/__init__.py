@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from score_sde.distributed.processes import together
 from score_sde.errors import UserError
 from score_sde.experiment import all as all_modes
 from score_sde.experiment import (
@@ -16,6 +17,7 @@ from score_sde.experiment import (
     plan,
     posthoc,
     sample,
+    statistics,
     train,
     train_classifier,
     verify,
@@ -45,7 +47,8 @@ MODES: dict[str, Mode] = {
     "train": Mode(train.run, train.check, lambda _: False),
     "train_classifier": Mode(train_classifier.run, train_classifier.check, lambda _: False),
     "sample": Mode(sample.run),
-    "evaluate": Mode(evaluate.run, evaluate.check),
+    "evaluate": Mode(evaluate.run, evaluate.check, lambda experiment: not experiment.evaluation.images),
+    "statistics": Mode(statistics.run, statistics.check, lambda _: False, needs_workdir=False),
     "likelihood": Mode(likelihood.run, likelihood.check),
     "compare": Mode(compare.run, compare.check, compare.needs_checkpoint),
     "import": Mode(importing.run, importing.check, lambda _: False, importing.Import),
@@ -63,29 +66,30 @@ def run(name: str, experiment: Experiment, stop: StopRequest, options: Any = Non
     """
     mode = MODES[name]
     own = () if mode.options is None else (options,)
-    mode.check(experiment, *own)
-    if experiment.home is None:
-        jax.eval_shape(experiment.init_state)
-        experiment.check()
-        mode.run(experiment, stop, *own)
-        return
+    with together():
+        mode.check(experiment, *own)
+        if experiment.home is None or not _check_workdir(experiment, mode.needs_checkpoint(experiment)):
+            jax.eval_shape(experiment.init_state)  # what the network refuses, before the workdir is made
+        experiment.check()  # last, since it computes a few numbers on the device
+    if experiment.home is not None:
+        experiment.workdir.create(experiment.config)
+    mode.run(experiment, stop, *own)
+
+
+def _check_workdir(experiment: Experiment, needs_checkpoint: bool) -> bool:
+    """Whether there is a checkpoint, which fits. Raises UserError where the workdir cannot be used, or lacks one."""
     workdir = experiment.workdir
-    needs_checkpoint = mode.needs_checkpoint(experiment)
     workdir.check(experiment.config, needs_checkpoint=needs_checkpoint)
     if needs_checkpoint:
         experiment.check_average()
+    found = False
     if workdir.checkpoints.exists():
         checkpoints = experiment.open_checkpoints(read_only=True)
         try:
             checkpoints.check(experiment.abstract_state())
-            if needs_checkpoint and not checkpoints.steps():
-                raise UserError(f"no checkpoint in {workdir.checkpoints}; run with --mode=train first")
+            found = bool(checkpoints.steps())
         finally:
             checkpoints.close()
-    elif needs_checkpoint:
+    if needs_checkpoint and not found:
         raise UserError(f"no checkpoint in {workdir.checkpoints}; run with --mode=train first")
-    else:
-        jax.eval_shape(experiment.init_state)  # what the network refuses, before the workdir is made
-    experiment.check()  # last, since it computes a few numbers on the device
-    workdir.create(experiment.config)
-    mode.run(experiment, stop, *own)
+    return found

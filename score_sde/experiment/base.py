@@ -17,15 +17,19 @@ from jaxtyping import Array, Int, Integer
 
 from score_sde import rng
 from score_sde.checkpoint import Checkpoints
-from score_sde.data import Levels, Prefetched, Records, Source, augmentation, iterate
+from score_sde.data import InWorkers, Levels, Prefetched, Records, Source, augmentation, iterate, whole
 from score_sde.denoiser import TIMES_ALONE, Model, Parameterisation, check_levels
 from score_sde.distributed.mesh import own_rows, put_batch
 from score_sde.distributed.sharding import Layout
 from score_sde.errors import Checks, UserError
+from score_sde.evaluation.extractors import Settings as ExtractorSettings
+from score_sde.evaluation.metrics import Settings as MetricSettings
+from score_sde.experiment import pictures
+from score_sde.experiment.pictures import Picture
 from score_sde.experiment.settings import Compare, Evaluation, Likelihood, Planning, Sampling
 from score_sde.experiment.workdir import Workdir
 from score_sde.losses import Bound, Denoising, Objective, Sliced, Times, Weighting
-from score_sde.models import Network
+from score_sde.models import Classifier, Network
 from score_sde.samplers import Sampler
 from score_sde.sde import SDE, Process, check_kind
 from score_sde.training.classifier import ClassifierPlan
@@ -46,7 +50,8 @@ LEARN_VARIANCE = "set model.learned_variance to True (adm, dit, video_dit)"
 class Experiment:
     """Everything a mode needs. config: the resolved config, plain data; command: what was typed.
 
-    home: the workdir, None in a mode that may go without and was given none."""
+    home: the workdir, None in a mode that may go without and was given none. classifies: whether what is trained is the
+    classifier, as `train_classifier.own_experiment` gives it."""
 
     config: dict[str, Any]
     command: str
@@ -68,11 +73,14 @@ class Experiment:
     samplers: dict[str, Sampler]
     likelihood: Likelihood
     evaluation: Evaluation
+    metrics: MetricSettings
+    extractors: dict[str, ExtractorSettings]
     compare: Compare
     plan: Planning
     profile: ProfileSettings
     compared: dict[str, Sampler]
     without_grid: frozenset[str]  # of those to compare, whose section chooses no grid
+    classifies: bool = False
 
     @property
     def workdir(self) -> Workdir:
@@ -82,6 +90,7 @@ class Experiment:
 
     @property
     def levels(self) -> Levels:
+        """How the data are scaled."""
         return Levels(self.source.levels, *self.source.range)
 
     @property
@@ -100,7 +109,7 @@ class Experiment:
 
     def labels_of(self, records: Records) -> Integer[np.ndarray, "n"]:
         """The records' labels; `NO_LABEL` for each where the network takes none."""
-        own = records.arrays["label"] if self.conditional else np.full(len(records), NO_LABEL)
+        own = whole(records, "label") if self.conditional else np.full(len(records), NO_LABEL)
         return own.astype(np.int32)
 
     @functools.cached_property
@@ -223,6 +232,11 @@ class Experiment:
         p, told, shape = self.training.augment, self.network.settings.augment_features, self.source.shape
         with Checks() as check:
             check.that(not p or len(shape) == 3, f"augment={p} is for images, not for samples of shape {shape}")
+            mirrors = not self.training.flip or len(shape) >= 3
+            check.that(mirrors, f"flip exchanges left and right of images, not of samples of shape {shape}")
+            crop = self.training.crop
+            crops = crop == 0 or (len(shape) == 3 and 0 < crop < min(shape[:2]))
+            check.that(crops, f"crop must be 0, or for images less than their sides, not {crop} for shape {shape}")
             needed = augmentation.FEATURES
             takes = not p or told == needed
             check.that(
@@ -268,7 +282,9 @@ class Experiment:
 
     @functools.cached_property
     def layout(self) -> Layout:
-        """Where the parameters lie on the mesh."""
+        """Where the parameters of what is trained lie on the mesh."""
+        if self.classifies:
+            return Layout.of(self.mesh, Classifier(self.classifier.network, self.source.shape).parameters())
         own = {("network", *path): parameter for path, parameter in self.network.parameters().items()}
         return Layout.of(self.mesh, own)
 
@@ -277,10 +293,12 @@ class Experiment:
         return self.layout.shardings(state)
 
     def batches(self, fields: tuple[str, ...]) -> Prefetched:
-        """The training batches, split over the mesh, in the order that the seed gives."""
-        size = self.training.batch_size
-        source = iterate(self.train_records, size, self.seed, own_rows(self.mesh, size))
-        return Prefetched(source, lambda batch: put_batch(self.mesh, {name: batch[name] for name in fields}, size))
+        """The training batches, split over the mesh, in the order that the seed gives. To be closed after use."""
+        size, count, records = self.training.batch_size, self.training.workers, self.train_records
+        workers = InWorkers(records, count) if count else None
+        batches = iterate(workers or records, size, self.seed, own_rows(self.mesh, size), fields, at_once=count)
+        put = lambda batch: put_batch(self.mesh, batch, size)
+        return Prefetched(batches, put, close=workers.close if workers else lambda: None)
 
     def open_checkpoints(self, *, read_only: bool) -> Checkpoints:
         training = self.training
@@ -323,19 +341,29 @@ class Experiment:
         # Without the parameters of a learned process: self.sde has them, known ahead, so that levels can be compared.
         return self.model.denoiser({"network": params["network"]}).on(self.sampling_sde)
 
-    def restore(self) -> tuple["Experiment", int, Params]:
-        """(the experiment with its process as learned, step, averaged parameters) of the newest sound checkpoint.
+    def open_used(self) -> Checkpoints:
+        """The checkpoints that modes beside training use: the training's, or what `evaluation.ema_length` asks for."""
+        if self.evaluation.ema_length:
+            return self.open_averages(self.workdir.average(self.evaluation.ema_length), read_only=True)
+        return self.open_averages(self.workdir.checkpoints, read_only=True)
 
-        Of what --mode=ema made of the snapshots, where `evaluation.ema_length` asks for it.
+    def restore(self, step: int | None = None) -> tuple["Experiment", int, Params]:
+        """(the experiment with its process as learned, step, averaged parameters) of the newest sound checkpoint, or of
+        that of `step`.
+
+        Of what --mode=ema made of the snapshots, where `evaluation.ema_length` asks for it. Raises UserError where
+        there is none.
         """
         length, target, place = self.evaluation.ema_length, self.abstract_state().ema, self.evaluation.ema
         if length:
             self.check_average()
             target, place = target[:1], 0
-        path = self.workdir.average(length) if length else self.workdir.checkpoints
-        checkpoints = self.open_averages(path, read_only=True)
+        checkpoints = self.open_used()
         try:
-            step, averages = checkpoints.restore_ema(target)
+            if step is None:
+                step, averages = checkpoints.restore_ema(target)
+            else:
+                averages = checkpoints.restore_ema_at(step, target)
         finally:
             checkpoints.close()
         params = averages[place]
@@ -363,9 +391,13 @@ class Experiment:
         text = json.dumps([step, fixed, self.average, [_plain(part) for part in parts]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def to_uint8(self, level: np.ndarray) -> np.ndarray:
-        """Levels as 8-bit grey or colour values, for pictures."""
-        return np.round(level.astype(np.float64) * 255 / (self.source.levels - 1)).astype(np.uint8)
+    def picture(self, data: np.ndarray, columns: int | None = None) -> Picture:
+        """Data as they are stored, drawn as what they are; see `pictures.draw`."""
+        return pictures.draw(data, self.levels, columns=columns)
+
+    def shown(self, images: int) -> int:
+        """How many samples a picture is of, where of images it is of this many."""
+        return pictures.POINTS if len(self.source.shape) == 1 else images
 
 
 def sample_indices(start: int, count: int) -> jax.Array:

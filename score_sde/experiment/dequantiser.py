@@ -69,14 +69,15 @@ def _fit(experiment: Experiment, model: Params, unfinished: Path, fingerprint: s
     )
     fields = ("image", "label") if experiment.conditional else ("image",)
     whole, split = replicated(mesh), by_batch(mesh)
-    return fit(
-        jax.jit(lambda: init(_init(experiment)), out_shardings=whole)(),
-        jax.jit(step, in_shardings=(whole, None, split), out_shardings=whole, donate_argnums=0),
-        model,
-        experiment.batches(fields),
-        steps=settings.dequantiser_steps,
-        path=unfinished,
-        fingerprint=fingerprint,
-        bits=lambda loss: loss / math.log(2) - math.log2(levels.width),
-        stop=stop,
-    )
+    with experiment.batches(fields) as batches:
+        return fit(
+            jax.jit(lambda: init(_init(experiment)), out_shardings=whole)(),
+            jax.jit(step, in_shardings=(whole, None, split), out_shardings=whole, donate_argnums=0),
+            model,
+            batches,
+            steps=settings.dequantiser_steps,
+            path=unfinished,
+            fingerprint=fingerprint,
+            bits=lambda loss: loss / math.log(2) - math.log2(levels.width),
+            stop=stop,
+        )

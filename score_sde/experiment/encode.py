@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde import rng
+from score_sde.data import whole
 from score_sde.distributed.mesh import compile_over_batch
 from score_sde.experiment.base import Experiment
 from score_sde.experiment.batches import Arrays, discard, read_shared, run_batches
-from score_sde.experiment.pictures import grid, write_png
+from score_sde.experiment.pictures import write_png
 from score_sde.likelihood import decode, encode, slerp
 from score_sde.training.interrupt import StopRequest
 from score_sde.typing import Params
@@ -41,7 +42,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
     experiment, step, params = experiment.restore()
     sampling, likelihood, task = experiment.sampling, experiment.likelihood, experiment.sampling.task
     per_item = 2 if task == "interpolate" else 1
-    images, labels = experiment.test_records.arrays["image"], experiment.labels_of(experiment.test_records)
+    images, labels = whole(experiment.test_records, "image"), experiment.labels_of(experiment.test_records)
     count = min(sampling.num_samples, len(images) // per_item)
     record: dict[str, Any] = {
         "task": task,
@@ -178,4 +179,4 @@ def _picture(experiment: Experiment, arrays: Arrays) -> np.ndarray:
     else:
         columns = min(SHOWN, len(arrays["image"]))
         shown = np.concatenate([arrays["original"][:columns], arrays["image"][:columns]])
-    return grid(experiment.to_uint8(shown), columns=columns)
+    return experiment.picture(shown, columns)

@@ -1,59 +1,221 @@
-"""--mode=evaluate: scores the samples of each sampler against the test split; writes the summary and the report.
+"""--mode=evaluate: scores samples of checkpoints, or a folder of images, against real data.
 
-`reports/evaluation.json` holds, for each metric, the score of every sampler, of real test data and of pure noise,
-all at the same number of images.
+Of each sampler, by each metric with each extractor that it goes with; of real data and of pure noise beside them, at
+the same number of images. `evaluation.checkpoints` says of which checkpoints: the newest, all of them, or all and new
+ones as they appear (`follow`), until the training's last step.
+
+    reports/evaluation.json        of the checkpoint evaluated last; with the summary and the page of `report`
+    reports/evaluation/STEP.json   of each, under a fingerprint of all that it depends on; what is there is not repeated
+    reports/evaluation/            curve.png over training, best.json, and a gallery of samples with their nearest
+                                   training images
+    reports/images.json            of the folder `evaluation.images`, instead
+
+What was finished of a checkpoint that was interrupted is kept, batch by batch.
 """
 
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from score_sde.errors import Checks
-from score_sde.evaluation.metrics import METRICS, Reference, Score, as_unit, noise_images, real_score, score
+from score_sde.distributed.processes import from_first, wait_for_all
+from score_sde.errors import Checks, RunFailed, UserError
 from score_sde.experiment import report, sample
 from score_sde.experiment.base import Experiment
+from score_sde.experiment.evaluating import figures, folder, pictures, real, samples
+from score_sde.experiment.evaluating.figures import Reference
+from score_sde.experiment.evaluating.samples import Extractors
 from score_sde.training.interrupt import StopRequest
-from score_sde.writers import write_json
+from score_sde.writers import say, write_json
+
+POLL_SECONDS = 10.0  # between two looks for new checkpoints
+LARGEST_LIST = 4096  # checkpoints
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where there is too little to score, or a metric's labels are missing."""
-    with Checks() as check:
-        enough = experiment.sampling.num_samples >= 2
-        check.that(enough, "sampling.num_samples must be at least 2 to evaluate samples, not 1")
-        for name in experiment.evaluation.metrics:
-            labelled = not METRICS[name].needs_labels or "label" in experiment.train_records.arrays
-            check.that(labelled, f"evaluation.metrics: {name!r} needs data with labels")
+    """Raises UserError where there is too little to score with, or nothing to score, or nowhere to keep it."""
+    evaluation, shape = experiment.evaluation, experiment.source.shape
+    with Checks() as checks:
+        some = bool(evaluation.extractors) or not evaluation.metrics
+        checks.that(some, "evaluation.extractors must name at least one extractor")
+        for name, settings in experiment.extractors.items():
+            try:
+                settings.check(shape)
+            except UserError as error:
+                checks.that(False, f"evaluation.extractors: {name}: {error}")
+    if evaluation.reference not in real.SPLITS:
+        real.foreign(Path(evaluation.reference))
+    figures.check(experiment, {name: settings.CLASSES for name, settings in experiment.extractors.items()})
+    real.check_folder(real.folder(experiment))
+    if evaluation.images:
+        folder.check(experiment)
 
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
-    """Samples first where samples of the newest checkpoint are missing."""
-    experiment, step, params = experiment.restore()
-    sample.generate(experiment, step, params, stop)
-    levels = experiment.source.levels
-    size = experiment.sampling.num_samples
-    reference = Reference.of(experiment.train_records, experiment.test_records, levels, size)
-    noise = noise_images(experiment.source.shape, levels, 2 * reference.size)
-    images = {"noise": as_unit(noise, levels)}
-    for name in experiment.samplers:
-        arrays = sample.read(experiment, name, sample.record_of(experiment, step, name))
-        assert arrays is not None  # made, or found, by sample.generate above
-        finite = np.isfinite(arrays["samples"]).reshape(size, -1).all(axis=1)  # failed samples are no images
-        images[name] = as_unit(arrays["image"][finite], levels)
-    scores: dict[str, Any] = {}
-    for metric_name in experiment.evaluation.metrics:
-        metric = METRICS[metric_name]
-        values = {name: score(metric, each, reference) for name, each in images.items()}
-        values["real"] = real_score(metric, reference)
-        scores[metric_name] = {"title": metric.title, "better": metric.better} | {
-            name: _plain(value) for name, value in values.items()
-        }
+    """Samples and scores what is not scored yet."""
+    if experiment.evaluation.images:
+        folder.run(experiment, stop)
+        return
+    sample.say_if_untrained(experiment, "evaluate")
+    extractors = built(experiment)
+    reference: Reference | None = None
+    last = None
+    for step in _steps(experiment, stop):
+        reference = reference or Reference(experiment, extractors, experiment.sampling.num_samples, stop)
+        last = _evaluate(experiment, step, reference, stop)
+    if last is not None:
+        restored, step, found = last
+        if jax.process_index() == 0:
+            write_json(experiment.workdir.reports / "evaluation.json", found)
+            pictures.over_training(experiment.workdir.reports / "evaluation", _alike(experiment, found["settings"]))
+            report.write(restored, step, found)
+        wait_for_all("evaluation")
+
+
+def built(experiment: Experiment) -> Extractors:
+    """The extractors for the experiment's data."""
+    source, mesh = experiment.source, experiment.mesh
+    return {name: each.build(source.shape, source.levels, mesh) for name, each in experiment.extractors.items()}
+
+
+def _steps(experiment: Experiment, stop: StopRequest) -> Iterator[int | None]:
+    """The checkpoints to score, as they come; None for the newest sound one."""
+    which, done = experiment.evaluation.checkpoints, set()
+    if which == "newest":
+        yield None
+        return
+    while True:
+        known = _known_steps(experiment)
+        new = [step for step in known if step not in done]
+        for step in new:
+            done.add(step)
+            yield step
+        if which != "follow" or (known and known[-1] >= experiment.training_steps):
+            return
+        if not new:
+            say(f"evaluate: waits for checkpoints after step {known[-1] if known else 0}")
+        end = time.monotonic() + POLL_SECONDS
+        while time.monotonic() < end:
+            stop.check()
+            time.sleep(0.2)
+
+
+def _known_steps(experiment: Experiment) -> list[int]:
+    """The complete checkpoints, as process 0 sees them."""
+    checkpoints = experiment.open_used()
+    try:
+        steps = checkpoints.steps()[-LARGEST_LIST:]
+    finally:
+        checkpoints.close()
+    padded = np.full(LARGEST_LIST, -1, np.int32)
+    padded[: len(steps)] = steps
+    return [int(step) for step in from_first(padded) if step >= 0]
+
+
+def _evaluate(
+    experiment: Experiment, wanted: int | None, reference: Reference, stop: StopRequest
+) -> tuple[Experiment, int, dict[str, Any]] | None:
+    """The experiment as learned, the step and its figures; None where the checkpoint has gone meanwhile."""
+    try:
+        experiment, step, params = experiment.restore(wanted)
+    except UserError:
+        if wanted is None or wanted in _known_steps(experiment):
+            raise
+        say(f"evaluate: checkpoint {wanted} was removed before it could be scored; training.keep_every keeps some")
+        return None
+    path = experiment.workdir.reports / "evaluation" / f"{step:08d}.json"
+    key = _fingerprint(experiment, step, reference)
+    found = _stored(path, key)
+    if found is not None:
+        say(f"evaluate: step {step} is done")
+        return experiment, step, found
+    shown = experiment.shown(pictures.SHOWN)
+    every = {
+        name: samples.of_checkpoint(experiment, step, params, name, reference.extractors, shown, stop)
+        for name in experiment.samplers
+    }
+    for name, each in every.items():
+        if not each.label.size:
+            raise RunFailed(f"all samples of {name} at step {step} failed; reports/evaluation has nothing of them")
+    stop.check()
     if jax.process_index() == 0:
-        figures = {"step": step, "images": reference.size, "metrics": scores}
-        write_json(experiment.workdir.reports / "evaluation.json", figures)
-        report.write(experiment, step)
+        found = {
+            "step": step,
+            "fingerprint": key,
+            "settings": _fingerprint(experiment, None, reference),
+            "samples": experiment.sampling.num_samples,
+            "reference": real.described(experiment),
+            "metrics": reference.figures({name: each.features for name, each in every.items()}),
+            "samplers": {name: _told(experiment, name, each, reference) for name, each in every.items()},
+        }
+        pictures.galleries(experiment, path.parent / f"{step:08d}", every, reference)
+        write_json(path, found)
+    wait_for_all("evaluation of a checkpoint")
+    for name in every:
+        samples.forget(experiment, step, name)
+    found = _stored(path, key)
+    if found is None:
+        raise RunFailed(f"{path} is not here: the workdir must be on storage that all hosts share")
+    _say(found)
+    return experiment, step, found
 
 
-def _plain(value: Score) -> dict[str, float | None]:
-    return {"value": value.value, "spread": value.spread}
+def _told(experiment: Experiment, name: str, found: samples.Sampled, reference: Reference) -> dict[str, Any]:
+    seen = {each: figures.classes(experiment, extractor, found) for each, extractor in reference.extractors.items()}
+    label = {} if str(experiment.sampling.label) == "none" else {"label": str(experiment.sampling.label)}
+    return {
+        **found.cost,
+        "failed": found.failed,
+        "settings": experiment.config["samplers"][name] | label,
+        "classes": {each: value for each, value in seen.items() if value is not None},
+    }
+
+
+def _say(found: dict[str, Any]) -> None:
+    """The figures in a line a sampler."""
+    for name in found["samplers"]:
+        parts = [f"{row['title']} {row[name]['whole']['value']:.4g}" for row in found["metrics"].values()]
+        say(f"evaluate: step {found['step']}, {name}: {', '.join(parts) or 'no metrics'}")
+
+
+def _fingerprint(experiment: Experiment, step: int | None, reference: Reference) -> str:
+    """Of all that the figures of a checkpoint depend on; of step None what those of all have in common."""
+    evaluation, records = experiment.evaluation, (experiment.train_records, experiment.test_records)
+    statistics = () if evaluation.reference in real.SPLITS else (Path(evaluation.reference).read_bytes(),)
+    parts = {
+        "samples": [sample.record_of(experiment, -1 if step is None else step, name) for name in experiment.samplers],
+        "statistics": [hashlib.sha256(content).hexdigest() for content in statistics],
+        "metrics": list(evaluation.metrics),
+        "settings": str(experiment.metrics),
+        "reference": evaluation.reference,
+        "data": [each.fingerprint for each in records],
+        "extractors": {name: each.fingerprint for name, each in reference.extractors.items()},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _stored(path: Path, key: str) -> dict[str, Any] | None:
+    """The figures in a file, if they are of this fingerprint; the same on every process."""
+    found = None
+    try:
+        found = json.loads(path.read_text())
+        found = found if found["fingerprint"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    return found if bool(from_first(np.asarray(found is not None))) else None
+
+
+def _alike(experiment: Experiment, settings: str) -> list[dict[str, Any]]:
+    """The figures of all checkpoints that were scored with the same settings, by step."""
+    found = []
+    for path in sorted((experiment.workdir.reports / "evaluation").glob("[0-9]*.json")):
+        try:
+            found.append(json.loads(path.read_text()))
+        except (OSError, ValueError):
+            continue
+    return [each for each in found if each.get("settings") == settings]

@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde.data import whole
 from score_sde.data.folder import read_folder
 from score_sde.errors import Checks, RunFailed, UserError
-from score_sde.evaluation.metrics import noise_images
+from score_sde.evaluation.halves import noise_images
 from score_sde.experiment import dequantiser
 from score_sde.experiment.base import Experiment
 from score_sde.experiment.batches import Arrays, discard
@@ -51,7 +52,13 @@ def check(experiment: Experiment) -> None:
             _scored(experiment)
         except UserError as error:
             raise UserError(f"likelihood.data: {error}") from error
+    elif settings.data == "train":
+        _ = experiment.train_records
+    else:
+        _ = experiment.test_records
     if settings.dequantisation == "variational":
+        if not experiment.source.levels:
+            raise UserError("likelihood.dequantisation='variational' is for data with levels; use uniform")
         dequantiser.network(experiment)
         if not has_bound(experiment):
             raise UserError(
@@ -96,7 +103,9 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         "conditional": scored.conditional,
         name: _summary(experiment, on_data),
         "noise": _summary(experiment, on_noise),
-        "uniform": math.log2(levels),
+        "uniform": experiment.levels.uniform_bits,
+        "dimensions": experiment.dimensions,
+        "levels": levels,
         **{key: getattr(settings, key) for key in ("rtol", "atol", "trace", "probes", "repeats", "dequantisation")},
         "exact": isinstance(experiment.sde, SDE),
         "bound_draws": settings.bound_draws if has_bound(experiment) else 0,
@@ -126,7 +135,10 @@ def read(experiment: Experiment, step: int) -> dict[str, Any] | None:
 def line(figures: dict[str, Any]) -> str:
     """The figures of the images in one line."""
     data = figures[figures["data"]]
-    text = f"{data['bits_per_dim']:.3f} ± {data['standard_error']:.3f} bits/dim on {title(figures)}"
+    text = f"{data['bits_per_dim']:.3f} ± {data['standard_error']:.3f} bits/dim"
+    if not figures["levels"]:  # of a density, which is customarily given in nats of the whole
+        text += f" ({data['bits_per_dim'] * figures['dimensions'] * math.log(2):.3f} nats)"
+    text += f" on {title(figures)}"
     if data["importance_weighted"] is not None:
         text += f", {data['importance_weighted']['bits_per_dim']:.3f} with {figures['repeats']} draws weighted"
     if data["bound"] is not None:
@@ -155,7 +167,7 @@ def _scored(experiment: Experiment) -> Scored:
         images, names = read_folder(Path(data), experiment.source.shape, experiment.source.levels)
         return _unlabelled(images, names)
     records = experiment.test_records if data == "test" else experiment.train_records
-    return _unlabelled(records.arrays["image"])._replace(labels=experiment.labels_of(records))
+    return _unlabelled(whole(records, "image"))._replace(labels=experiment.labels_of(records))
 
 
 def _unlabelled(images: Images, names: list[str] | None = None) -> Scored:

@@ -1,6 +1,7 @@
 """The summary and the one-page report of a run.
 
-`reports/summary.json` collects the figures; `reports/report.html` shows them with sample grids and the loss curve.
+`reports/summary.json` collects the figures; `reports/report.html` shows them with pictures of samples and the curves
+of training.
 The page holds its pictures itself and opens without a network.
 """
 
@@ -11,52 +12,65 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 
-from score_sde.experiment import likelihood, sample
+from score_sde.experiment import likelihood
 from score_sde.experiment.base import Experiment
-from score_sde.experiment.pictures import grid, write_png
 from score_sde.writers import read_metrics, say, write_atomically, write_json
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-GRID_IMAGES = 64
-COLUMNS = 8
+TIMES = ("seconds", "compile_seconds")  # of the likelihood
 
 
-def write(experiment: Experiment, step: int) -> None:
-    """From `reports/evaluation.json`, `reports/likelihood.json`, the samples and `metrics.jsonl`; prints the table."""
-    summary = _summary(experiment, step)
+def write(experiment: Experiment, step: int, evaluation: dict[str, Any]) -> None:
+    """From the figures of an evaluation, its pictures, `reports/likelihood.json` and `metrics.jsonl`; prints the table.
+
+    The summary has no times in it: the same model gives the same summary.
+    """
+    summary = _summary(experiment, step, evaluation)
+    costs = {name: each["seconds"] for name, each in evaluation["samplers"].items()}
     write_json(experiment.workdir.reports / "summary.json", summary)
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(
         TEMPLATE.read_text()
     )
+    groups: dict[str, list[str]] = {}  # of metrics that were taken of the same
+    for name, metric in summary["metrics"].items():
+        groups.setdefault(against(metric), []).append(name)
     html = page.render(
         summary=summary,
         figure=_figure,
+        groups=groups,
+        costs=evaluation["samplers"],
+        timed=likelihood.read(experiment, step),
+        over_training=_embedded(experiment.workdir.reports / "evaluation" / "curve.png"),
         likelihood_title=likelihood.title,
         noise_title=likelihood.noise_title,
-        pictures=_pictures(experiment, step),
+        pictures=_pictures(experiment, step, evaluation),
         curve=_loss_curve(experiment.workdir.path / "metrics.jsonl"),
         command=experiment.command,
         config=json.dumps(experiment.config, indent=2),
     )
     path = experiment.workdir.reports / "report.html"
     write_atomically(path, lambda temporary: temporary.write_text(html))
-    say(table(summary))
+    say(table(summary, costs))
     say(f"report: {path}")
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The samplers, real data and noise, as aligned text."""
-    metrics = summary["metrics"]
-    head = ["", *(f"{metric['title']} ({metric['better']} is better)" for metric in metrics.values()), "NFE", "seconds"]
-    rows = [head]
-    for row in summary["rows"]:
-        cost = [f"{row['evaluations']:.0f}", f"{row['seconds']:.1f}"] if "seconds" in row else ["", ""]
-        rows.append([row["title"], *(_figure(row["scores"][name]) for name in metrics), *cost])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+def table(summary: dict[str, Any], seconds: dict[str, float]) -> str:
+    """A row a metric, with the samplers, real data and noise beside one another, as aligned text. seconds: of each
+    sampler."""
+    columns, metrics = summary["rows"], summary["metrics"]
+    rows = [["", *(column["title"] for column in columns)]]
+    for name, metric in metrics.items():
+        title = f"{metric['title']}, {metric['better']} is better"
+        rows.append([title, *(_figure(column["scores"][name]) for column in columns)])
+    samplers = [column for column in columns if column["name"] in seconds]
+    rows.append(["NFE", *(f"{column['evaluations']:.0f}" for column in samplers)])
+    rows.append(["seconds", *(f"{seconds[column['name']]:.1f}" for column in samplers)])
+    rows = [row + [""] * (len(rows[0]) - len(row)) for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += [f"{row['failed']} samples of {row['name']} failed" for row in summary["rows"] if row.get("failed")]
+    lines += [f"{column['failed']} samples of {column['name']} failed" for column in samplers if column["failed"]]
+    lines += list(dict.fromkeys(map(against, metrics.values())))
     bits = summary["likelihood"]
     if bits:
         lines.append(
@@ -66,40 +80,41 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _summary(experiment: Experiment, step: int) -> dict[str, Any]:
-    evaluation = json.loads((experiment.workdir.reports / "evaluation.json").read_text())
+def against(metric: dict[str, Any]) -> str:
+    """What a metric was taken of."""
+    if metric["n"] is None:
+        return f"{metric['extractor']}; against statistics without samples"
+    return f"{metric['extractor']}; n = {metric['n']}"
+
+
+def _summary(experiment: Experiment, step: int, evaluation: dict[str, Any]) -> dict[str, Any]:
     metrics = evaluation["metrics"]
     scores = lambda key: {name: metric[key] for name, metric in metrics.items()}
     rows: list[dict[str, Any]] = []
-    for name in experiment.samplers:
-        arrays = sample.read(experiment, name, sample.record_of(experiment, step, name))
-        assert arrays is not None  # evaluation read it a moment ago
-        record = json.loads(str(arrays["record"]))
-        label = {} if record["label"] == "none" else {"label": record["label"]}
+    for name, sampler in evaluation["samplers"].items():
         rows.append(
             {
                 "name": name,
                 "title": name,
                 "scores": scores(name),
-                "evaluations": float(arrays["evaluations"].mean()),
-                "seconds": float(arrays["seconds"]),
-                "compile_seconds": float(arrays["compile_seconds"]),
-                "num_samples": record["num_samples"],
-                "failed": int(arrays["failed"]),
-                "settings": record["settings"] | label,
+                "evaluations": sampler["evaluations"],
+                "num_samples": evaluation["samples"],
+                "failed": sampler["failed"],
+                "settings": sampler["settings"],
+                "classes": sampler["classes"],
             }
         )
-    rows.append({"name": "real", "title": "real test data", "scores": scores("real")})
+    rows.append({"name": "real", "title": "real data", "scores": scores("real")})
     rows.append({"name": "noise", "title": "pure noise", "scores": scores("noise")})
     bits = likelihood.read(experiment, step)
-    titles = {name: {"title": metric["title"], "better": metric["better"]} for name, metric in metrics.items()}
+    told = ("title", "better", "extractor", "n")
     return {
         "step": step,
         "source": experiment.config["data"]["source"],
-        "images": evaluation["images"],
-        "metrics": titles,
+        "reference": evaluation["reference"],
+        "metrics": {name: {key: metric[key] for key in told} for name, metric in metrics.items()},
         "rows": rows,
-        "likelihood": bits,
+        "likelihood": bits and {key: value for key, value in bits.items() if key not in TIMES},
     }
 
 
@@ -110,22 +125,21 @@ def _figure(value: dict[str, float | None]) -> str:
     return text if value["spread"] is None else f"{text} ± {value['spread']:.3f}"
 
 
-def _pictures(experiment: Experiment, step: int) -> list[tuple[str, str]]:
-    """(title, data URI) of each sampler's first images and of real ones."""
-    shown = []
-    for name in experiment.samplers:
-        arrays = sample.read(experiment, name, sample.record_of(experiment, step, name))
-        assert arrays is not None
-        shown.append((name, arrays["image"]))
-    shown.append(("real test data", experiment.test_records.arrays["image"]))
-    pictures = []
-    for title, images in shown:
-        picture = grid(experiment.to_uint8(np.asarray(images[:GRID_IMAGES])), columns=COLUMNS)
-        path = experiment.workdir.reports / ".picture.png"
-        write_png(path, picture)
-        pictures.append((title, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()))
-        path.unlink()
-    return pictures
+def _pictures(experiment: Experiment, step: int, evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    """(title, data URI) of each sampler's first images, of real ones, and of samples above their nearest neighbours."""
+    folder = experiment.workdir.reports / "evaluation" / f"{step:08d}"
+    names = evaluation["samplers"]
+    shown = [*((name, name) for name in names), ("real test data", "real")]
+    shown += [(f"{name}, each second row the nearest training images", f"{name}_nearest") for name in names]
+    found = [(title, _embedded(folder / f"{file}.png")) for title, file in shown]
+    return [(title, picture) for title, picture in found if picture is not None]
+
+
+def _embedded(path: Path) -> str | None:
+    """A picture as data URI, None where there is none."""
+    if not path.is_file():
+        return None
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _loss_curve(path: Path) -> str:

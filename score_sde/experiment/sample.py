@@ -1,11 +1,13 @@
 """--mode=sample: samples from the newest checkpoint with each configured sampler; other tasks are in `encode`.
 
-`samples/NAME.npz` holds `samples` (float32, the solver's output), `image` (uint8 levels), `label` (int32, `NO_LABEL`
-where a sample has none), `evaluations` (int32, network evaluations spent on each), `order` (with which the solver
-converges as it was set, NaN where it has none) and the record of how they were made; `samples/NAME.png` the first of
-them as a grid. A sample is a function of the seed, its index and its label.
+`samples/NAME.npz` holds `samples` (float32, the solver's output), `image` (levels, as the data have them), `label`
+(int32, `NO_LABEL` where a sample has none), `evaluations` (int32, network evaluations spent on each), `order` (with
+which the solver converges as it was set, NaN where it has none) and the record of how they were made;
+`samples/NAME.png` the first of them as a picture, and of sounds `samples/NAME/` the first of them as WAV files. A
+sample is a function of the seed, its index and its label.
 """
 
+import functools
 import json
 import math
 import time
@@ -16,18 +18,21 @@ import jax
 import numpy as np
 
 from score_sde import rng
+from score_sde.data import WAV
 from score_sde.distributed.mesh import OverBatch, compile_over_batch
 from score_sde.experiment import encode
 from score_sde.experiment.base import Experiment, sample_indices
 from score_sde.experiment.batches import Arrays, discard, read_shared, run_batches
 from score_sde.experiment.label import UNLABELLED
-from score_sde.experiment.pictures import grid, write_png
+from score_sde.experiment.pictures import write_png
+from score_sde.experiment.sounds import write_sounds
 from score_sde.samplers import Plan, Sampler
 from score_sde.training.interrupt import StopRequest
 from score_sde.typing import Params
 from score_sde.writers import say, write_arrays
 
 GRID_IMAGES = 100
+SOUNDS = 16  # that are written as WAV files
 SPLIT = (False, False, True)  # which arguments of a sampler's program are batches
 
 
@@ -90,15 +95,7 @@ def _run_one(
     experiment: Experiment, name: str, sampler: Sampler, params: Params, record: dict[str, Any], stop: StopRequest
 ) -> None:
     size, total = experiment.sampling.batch_size, experiment.sampling.num_samples
-    plan = sampler.plan(experiment.sampling_sde)
-    compiled = _compile(experiment, sampler, params, plan)
-
-    def compute(number: int) -> Arrays:
-        start = time.perf_counter()
-        result = compiled(params, plan, sample_indices(number * size, size))
-        return {**result, "seconds": np.float64(time.perf_counter() - start)}
-
-    folder = experiment.workdir.samples / f".{name}"
+    folder, compute = experiment.workdir.samples / f".{name}", batches(experiment, name, params)
     parts = run_batches(f"sample {name}", folder, record["fingerprint"], -(-total // size), compute, stop)
     arrays: Arrays = {
         key: np.concatenate([part[key] for part in parts])[:total]
@@ -112,19 +109,43 @@ def _run_one(
     arrays |= {
         "record": np.asarray(json.dumps(record)),
         "seconds": np.float64(seconds),
-        "compile_seconds": np.float64(compiled.seconds),
+        "compile_seconds": np.float64(max(part["compile_seconds"] for part in parts)),
         "failed": np.int64(failed),
         "order": np.float64(math.nan if sampler.solver.convergence is None else sampler.solver.convergence),
     }
     if jax.process_index() == 0:
         path = experiment.workdir.samples / f"{name}.npz"
-        write_png(path.with_suffix(".png"), grid(experiment.to_uint8(arrays["image"][:GRID_IMAGES])))
+        write_png(path.with_suffix(".png"), experiment.picture(arrays["image"][: experiment.shown(GRID_IMAGES)]))
+        if isinstance(experiment.source, WAV):
+            write_sounds(path.with_suffix(""), arrays["image"][:SOUNDS], experiment.source.rate)
         write_arrays(path, arrays)
     discard(folder)
     order = sampler.solver.convergence
     kind = "" if order is None else f", order {order:g}{' (weak)' if sampler.solver.stochastic else ''}"
     spent = f"{'' if sampler.solver.counts_evaluations else 'at least '}{arrays['evaluations'].mean():.0f}"
     say(f"sample: {name}: {total} samples, {spent} evaluations each, {seconds:.1f} s{kind}")
+
+
+def batches(experiment: Experiment, name: str, params: Params) -> Callable[[int], Arrays]:
+    """The samples of each batch by its number, as arrays of `sampling.batch_size`, compiled when first asked for.
+
+    Of the sampler `name`; experiment and params: as `Experiment.restore` gives them. Each has its `seconds`, and those
+    of compiling.
+    """
+    sampler, size = experiment.samplers[name], experiment.sampling.batch_size
+    plan = sampler.plan(experiment.sampling_sde)
+    compiled = functools.cache(lambda: _compile(experiment, sampler, params, plan))
+
+    def batch(number: int) -> Arrays:
+        run, start = compiled(), time.perf_counter()
+        result = run(params, plan, sample_indices(number * size, size))
+        return {
+            **result,
+            "seconds": np.float64(time.perf_counter() - start),
+            "compile_seconds": np.float64(run.seconds),
+        }
+
+    return batch
 
 
 def _compile(experiment: Experiment, sampler: Sampler, params: Params, plan: Plan) -> OverBatch:

@@ -68,7 +68,7 @@ def compile_figures(experiment: Experiment, params: Params, flow: Params) -> tup
     flow: the dequantiser's parameters, unused where dequantisation is uniform.
     """
     size = experiment.likelihood.batch_size
-    image = jax.ShapeDtypeStruct((size, *experiment.source.shape), jnp.uint8)
+    image = jax.ShapeDtypeStruct((size, *experiment.source.shape), experiment.levels.dtype)
     index = jax.ShapeDtypeStruct((size,), jnp.int32)
     figures = functools.partial(_figures, experiment)
     split = (False, False, True, True, True, False)

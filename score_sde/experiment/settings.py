@@ -4,15 +4,17 @@ import dataclasses
 from typing import Any
 
 from score_sde import rng
-from score_sde.distributed import topology
+from score_sde.distributed import slices, topology
 from score_sde.errors import Checks
 from score_sde.evaluation.exact import EXACT_METRICS
+from score_sde.evaluation.extractors import EXTRACTORS
 from score_sde.evaluation.metrics import METRICS
 from score_sde.experiment.label import UNLABELLED, Label
 from score_sde.likelihood import check_trace
 from score_sde.oracles import ORACLES
 from score_sde.training.ema import LONGEST
 
+CHECKPOINTS = ("newest", "all", "follow")
 TASKS = ("generate", "reconstruct", "interpolate")
 DEQUANTISATIONS = ("uniform", "variational")
 
@@ -50,7 +52,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Likelihood:
-    """data: "test", "train", or a folder of PNG and JPEG images of the source's size.
+    """data: "test", "train", or a folder of images of the source's size.
 
     rtol, atol: of the ODE. trace, probes: how the divergence is found, see `likelihood`. repeats: dequantisation and
     probe draws per image. bound_draws: times and noises per repeat for the evidence bound, 0 for none. noise_images:
@@ -88,13 +90,24 @@ class Likelihood:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """metrics: rows of `evaluation.metrics.METRICS`.
+    """metrics: rows of `evaluation.metrics.METRICS`. extractors: rows of `evaluation.extractors.EXTRACTORS`, set up in
+    the section of that name; each metric is taken with all of them that it can be taken with.
+
+    reference: what samples are compared with, the split "test" or "train", or a .npz file with the `mu` and `sigma` of
+    another project. statistics: the folder that keeps features of real data, "" for one in the user's cache folder.
+    checkpoints: which are scored, "newest", "all", or "follow": all, and new ones as they appear. images: a folder or
+    zip of images to be scored in the place of samples.
 
     ema: which of `training.ema_half_lives` and, counted on, `training.ema_lengths` is the trained model, for all modes.
     ema_length: instead, the average of this length, once --mode=ema has made it; 0 for none.
     """
 
-    metrics: tuple[str, ...] = ("frechet_pixels", "recognition")
+    metrics: tuple[str, ...] = ("frechet", "recognition")
+    extractors: tuple[str, ...] = ("pixels",)
+    reference: str = "test"
+    statistics: str = ""
+    checkpoints: str = "newest"
+    images: str = ""
     ema: int = 0
     ema_length: float = 0.0
 
@@ -103,8 +116,12 @@ class Evaluation:
             check.that(self.ema >= 0, f"ema must be at least 0, not {self.ema}")
             length = self.ema_length
             check.that(0 <= length <= LONGEST, f"ema_length must be 0 or lie in (0, {LONGEST:.4f}], not {length}")
+            check.name("checkpoints", self.checkpoints, CHECKPOINTS)
+            check.that(bool(self.reference), "reference must be test, train or a .npz file")
             for name in self.metrics:
                 check.name("metric", name, METRICS)
+            for name in self.extractors:
+                check.name("extractor", name, EXTRACTORS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,8 +177,8 @@ class Planning:
 
     def __post_init__(self) -> None:
         if self.topology:
-            topology.check(self.topology)
+            slices.check(self.topology, "topology")
 
-    def devices(self, slices: int = 1) -> list[Any] | None:
-        """Those to plan for; None for those here."""
-        return topology.devices_of(self.topology, slices) if self.topology else None
+    def devices(self, count: int = 1) -> list[Any] | None:
+        """Those of `count` slices to plan for; None for those here."""
+        return topology.devices_of(self.topology, count) if self.topology else None

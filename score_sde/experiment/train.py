@@ -15,7 +15,7 @@ from score_sde.distributed.sharding import overview
 from score_sde.errors import UserError
 from score_sde.experiment.base import Experiment, sample_indices
 from score_sde.experiment.flops import step_flops
-from score_sde.experiment.pictures import grid, write_png
+from score_sde.experiment.pictures import write_png
 from score_sde.samplers import DDIM, SSCS, Plan, Sampler
 from score_sde.sde import CLD, SDE
 from score_sde.training.interrupt import StopRequest
@@ -34,15 +34,26 @@ PREVIEW_IMAGES = 64
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where part of the training would be of no use."""
+    """Raises UserError where part of the training would be of no use, or there are no data for it."""
     optimiser, duration = experiment.optimiser, experiment.training.duration
-    _every(experiment)  # refuses durations beyond what a step counter holds
+    if not len(experiment.train_records):
+        raise UserError("data: there are no training records")
+    check_durations(experiment)
     experiment.steps(optimiser.warmup)
     if optimiser.schedule == "cosine" and experiment.training_steps > experiment.steps(optimiser.decay):
         raise UserError(
             f"training.duration='{duration}' goes on after optimiser.decay='{optimiser.decay}', where the "
             "learning rate of schedule 'cosine' is 0; lengthen the decay (in a new workdir) or shorten the training"
         )
+
+
+def check_durations(experiment: Experiment) -> None:
+    """Raises UserError where they do not fit each other, or what a step counter holds, or the trace is of no step."""
+    _every(experiment)
+    traced, total = experiment.profile.steps, experiment.training_steps
+    if traced and traced[0] > total:
+        steps = ",".join(map(str, traced))
+        raise UserError(f"profile.steps={steps} begins after the last of {total} steps; trace an earlier one")
 
 
 class Task(NamedTuple):
@@ -83,38 +94,42 @@ def fields(experiment: Experiment) -> tuple[str, ...]:
 
 def fit(experiment: Experiment, task: Task, stop: StopRequest) -> None:
     """Trains, or goes on, in the experiment's workdir, for its duration and with its batch size and learning rate."""
-    total = experiment.training_steps
     checkpoints = experiment.open_checkpoints(read_only=False)
     try:
-        batches = experiment.batches(task.fields)
-        state = _initial(experiment, task, checkpoints, batches)
-        done = int(state.step)
-        if done >= total:  # said of what could be restored: a damaged last checkpoint is trained again
-            say(f"train: already at step {done} of {total}")
-            return
-        metrics = MetricWriter(experiment.workdir.path, resumed_at=done)
-        try:
-            state = train(
-                state,
-                batches,
-                compile_step(experiment, several(task.step), jax.eval_shape(task.init)),
-                steps_per_call=experiment.training.steps_per_call,
-                every=_every(experiment),
-                checkpoints=checkpoints,
-                metrics=metrics,
-                learning_rate=jax.jit(experiment.learning_rate()),
-                preview=functools.partial(task.preview, metrics),
-                snapshot=functools.partial(_snapshot, experiment) if task.snapshots else lambda _: None,
-                clock=_clock(experiment, task),
-                profiler=Profiler(experiment.profile, experiment.workdir.profile),
-                stop=stop,
-            )
-            if task.at_end:
-                task.preview(metrics, total, state.ema)
-        finally:
-            metrics.close()
+        with experiment.batches(task.fields) as batches:
+            _fit(experiment, task, checkpoints, batches, stop)
     finally:
         checkpoints.close()
+
+
+def _fit(experiment: Experiment, task: Task, checkpoints: Checkpoints, batches: Prefetched, stop: StopRequest) -> None:
+    total = experiment.training_steps
+    state = _initial(experiment, task, checkpoints, batches)
+    done = int(state.step)
+    if done >= total:  # said of what could be restored: a damaged last checkpoint is trained again
+        say(f"train: already at step {done} of {total}")
+        return
+    metrics = MetricWriter(experiment.workdir.path, resumed_at=done)
+    try:
+        state = train(
+            state,
+            batches,
+            compile_step(experiment, several(task.step), jax.eval_shape(task.init)),
+            steps_per_call=experiment.training.steps_per_call,
+            every=_every(experiment),
+            checkpoints=checkpoints,
+            metrics=metrics,
+            learning_rate=jax.jit(experiment.learning_rate()),
+            preview=functools.partial(task.preview, metrics),
+            snapshot=functools.partial(_snapshot, experiment) if task.snapshots else lambda _: None,
+            clock=_clock(experiment, task),
+            profiler=Profiler(experiment.profile, experiment.workdir.profile, resumed_at=done),
+            stop=stop,
+        )
+        if task.at_end:
+            task.preview(metrics, total, state.ema)
+    finally:
+        metrics.close()
 
 
 def _clock(experiment: Experiment, task: Task) -> Clock:
@@ -178,6 +193,7 @@ def step_of(experiment: Experiment) -> Callable[[TrainState, Any], TrainState]:
         label_drop=experiment.training.label_drop,
         seed=experiment.seed,
         flip=experiment.training.flip,
+        crop=experiment.training.crop,
         augment=experiment.training.augment,
         accumulate=experiment.training.accumulate,
     )
@@ -195,7 +211,8 @@ def _preview(experiment: Experiment) -> Callable[[MetricWriter, int, tuple[Param
     sampler = next(each for kind, each in PREVIEWS.items() if isinstance(experiment.sde, kind))
 
     shards = batch_shards(experiment.mesh)
-    index = sample_indices(0, -(-PREVIEW_IMAGES // shards) * shards)
+    count = experiment.shown(PREVIEW_IMAGES)
+    index = sample_indices(0, -(-count // shards) * shards)
 
     def sample(params: Params, plan: Plan, index: jax.Array) -> jax.Array:
         keys = rng.for_samples(rng.stream(experiment.seed, "preview"), index)
@@ -209,7 +226,7 @@ def _preview(experiment: Experiment) -> Callable[[MetricWriter, int, tuple[Param
         arguments = (params, sampler.plan(experiment.learned(params).sde), index)
         if not compiled:
             compiled.append(compile_over_batch(experiment.mesh, sample, arguments, (False, False, True)))
-        picture = grid(experiment.to_uint8(compiled[0](*arguments)[:PREVIEW_IMAGES]))
+        picture = experiment.picture(compiled[0](*arguments)[:count])
         if jax.process_index() != 0:
             return
         folder = experiment.workdir.samples / "training"

@@ -15,7 +15,7 @@ from score_sde import rng
 from score_sde.distributed.mesh import OverBatch, batch_shards, check_batch_size, compile_over_batch
 from score_sde.errors import Checks, UserError
 from score_sde.experiment.base import Experiment
-from score_sde.experiment.train import Task, fit
+from score_sde.experiment.train import Task, check_durations, fit
 from score_sde.experiment.workdir import Workdir
 from score_sde.losses.classification import ClassifierModel, classify
 from score_sde.models import Classifier
@@ -41,9 +41,12 @@ def check(experiment: Experiment) -> None:
         checks.that(labels <= 1 or classes == labels, f"classifier.classes must be the data's {labels}, not {classes}")
         checks.that(not sde.learned, "train_classifier needs a process that is not learned")
     check_batch_size(experiment.mesh, plan.training.batch_size, "classifier.batch_size")
-    own = own_experiment(experiment)
-    own.steps(own.training.duration)
+    _ = experiment.train_records  # read before anything is written
     try:
+        own = own_experiment(experiment)
+        part = own.training.batch_size // own.training.accumulate
+        check_batch_size(own.mesh, part, "batch_size/training.accumulate")
+        check_durations(own)
         _model(experiment)
     except UserError as error:
         raise UserError(f"config: classifier: {error}") from error
@@ -69,6 +72,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         profiles=profiles,
         seed=own.seed,
         flip=own.training.flip,
+        crop=own.training.crop,
         accumulate=own.training.accumulate,
     )
     compiled: list[OverBatch] = []  # at the first call
@@ -98,6 +102,7 @@ def own_experiment(experiment: Experiment) -> Experiment:
         training=dataclasses.replace(
             experiment.training, batch_size=settings.batch_size, duration=settings.duration, label_drop=0.0
         ),
+        classifies=True,
     )
 
 
@@ -105,7 +110,7 @@ def own_config(experiment: Experiment) -> dict[str, Any]:
     """What the classifier depends on: of these its workdir is. Its duration may change, as a training's may."""
     config = experiment.config
     classifier = dict(config["classifier"])
-    kept = {key: config["training"][key] for key in ("ema_half_lives", "ema_lengths", "flip")}
+    kept = {key: config["training"][key] for key in ("ema_half_lives", "ema_lengths", "flip", "crop")}
     training = {"duration": classifier.pop("duration"), **kept}
     shared = {key: config[key] for key in ("seed", "data", "sde", "parameterisation", "times", "optimiser")}
     return {**shared, "model": classifier, "training": training}

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
-from score_sde.distributed.processes import wait_for_all
-from score_sde.errors import UserError
+from score_sde.distributed.processes import together
+from score_sde.errors import RunFailed, UserError
 from score_sde.writers import write_json
 
 # The classifier is trained beside the score network, and its own workdir holds it to its settings.
@@ -23,6 +23,8 @@ CHANGEABLE = (
     "samplers",
     "likelihood",
     "evaluation",
+    "metrics",
+    "extractors",
     "compare",
     "mesh",
     "classifier",
@@ -31,7 +33,7 @@ CHANGEABLE = (
 )
 CHANGEABLE_TRAINING = (
     *("duration", "log_every", "sample_every", "save_every", "ema_snapshot_every", "keep_checkpoints", "keep_every"),
-    *("accumulate", "steps_per_call"),  # how the same steps are computed
+    *("accumulate", "steps_per_call", "workers"),  # how the same steps are computed
 )
 
 
@@ -84,17 +86,18 @@ class Workdir:
 
     def create(self, config: dict[str, Any]) -> None:
         """Makes the directory and saves the resolved config; process 0 does."""
-        try:
-            if jax.process_index() == 0:
-                self.samples.mkdir(parents=True, exist_ok=True)
-                self.reports.mkdir(exist_ok=True)
-                write_json(self.config, config)
-        except OSError as error:
-            raise UserError(f"--workdir={self.path} cannot be written: {error.strerror}") from error
-        wait_for_all("workdir")
-        if not self.config.exists():
-            shared = "it must be on storage that all hosts share"
-            raise UserError(f"--workdir={self.path} as process 0 made it is not here: {shared}")
+        with together():
+            try:
+                if jax.process_index() == 0:
+                    self.samples.mkdir(parents=True, exist_ok=True)
+                    self.reports.mkdir(exist_ok=True)
+                    write_json(self.config, config)
+            except (OSError, RunFailed) as error:
+                raise UserError(f"--workdir={self.path} cannot be written: {error}") from error
+        with together():  # after process 0
+            if not self.config.exists():
+                shared = "it must be on storage that all hosts share"
+                raise UserError(f"--workdir={self.path} as process 0 made it is not here: {shared}")
 
     def _check_same(self, config: dict[str, Any]) -> None:
         try:

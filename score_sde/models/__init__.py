@@ -1,6 +1,7 @@
 """Score networks. To add one: a file with its settings and nnx module, and its line in `NETWORKS`.
 
-Noise-conditional classifiers, of the labels given x_t, likewise in `CLASSIFIERS`.
+Noise-conditional classifiers, of the labels given x_t, likewise in `CLASSIFIERS`. The networks
+that make features for the evaluation of samples are in no table here: `evaluation.extractors` names them.
 """
 
 from score_sde.models.adm import ADM
@@ -10,7 +11,7 @@ from score_sde.models.ddpm import DDPM
 from score_sde.models.dit import DiT, VideoDiT
 from score_sde.models.edm import SongUNet
 from score_sde.models.edm2 import EDM2
-from score_sde.models.functional import Classifier, Labelled, Network, Settings
+from score_sde.models.functional import Classifier, FeatureNetwork, Labelled, Network, Settings
 from score_sde.models.mlp import MLP
 from score_sde.models.ncsn import NCSN
 from score_sde.models.ncsnpp import NCSNpp
@@ -40,4 +41,4 @@ CLASSIFIERS: dict[str, type[Labelled]] = {
     "wide_resnet": WideResNet,
 }
 
-__all__ = ["CLASSIFIERS", "NETWORKS", "Classifier", "Network", "Settings"]
+__all__ = ["CLASSIFIERS", "NETWORKS", "Classifier", "FeatureNetwork", "Network", "Settings"]

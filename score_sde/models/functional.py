@@ -194,3 +194,16 @@ class Classifier(Functional):
         """The logits of the labels of x at its noise level; see `NetworkApply` for train and rng."""
         module = with_params(self.settings, self.shape, params)
         return module(x, noise_condition, train=train, rng=rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureNetwork(Functional):
+    """A network that makes features of images, by which sets of images are compared, and tells their classes apart."""
+
+    settings: Builder
+
+    def apply(
+        self, params: Params, x: Float[Array, "batch height width channels"]
+    ) -> tuple[Float[Array, "batch features"], Float[Array, "batch classes"]]:
+        """Features and logits, float32."""
+        return with_params(self.settings, self.shape, params)(x)

@@ -12,18 +12,30 @@ import safetensors
 import safetensors.numpy
 
 from score_sde.errors import UserError, closest
-from score_sde.models import Classifier, Network
 from score_sde.models.adm import ADM
 from score_sde.models.adm_classifier import ADMClassifier
 from score_sde.models.ddpm import DDPM
 from score_sde.models.dit import DiT
 from score_sde.models.edm import SongUNet
 from score_sde.models.edm2 import EDM2
+from score_sde.models.efficientnet import EfficientNetLite0
+from score_sde.models.functional import Functional
+from score_sde.models.inception import InceptionV3
 from score_sde.models.ncsn import NCSN
 from score_sde.models.ncsnpp import NCSNpp
 from score_sde.models.ncsnv2 import NCSNv2
 from score_sde.models.uvit import UViT
-from score_sde.pretrained import dit, edm, edm_snapshot, guided_diffusion, ncsn, score_sde_pytorch, uvit
+from score_sde.pretrained import (
+    dit,
+    edm,
+    edm_snapshot,
+    efficientnet,
+    guided_diffusion,
+    inception,
+    ncsn,
+    score_sde_pytorch,
+    uvit,
+)
 from score_sde.pretrained.pickles import Record
 from score_sde.pretrained.tensors import Tensors, checked, flat, listed
 from score_sde.pretrained.torch_files import read_checkpoint
@@ -43,6 +55,8 @@ CONVERTERS: dict[type, Converter] = {
     SongUNet: edm.convert,
     EDM2: edm.convert,
     UViT: uvit.convert,
+    InceptionV3: inception.convert,
+    EfficientNetLite0: efficientnet.convert,
 }
 SEPARATOR = "/"  # in the names of a safetensors file
 
@@ -85,7 +99,7 @@ class Named(NamedTuple):
     convert: Converter | None
 
 
-def load(path: Path, network: Network | Classifier, weights: str = "ema") -> Loaded:
+def load(path: Path, network: Functional, weights: str = "ema") -> Loaded:
     """A published checkpoint as parameters of `network`. weights: "ema", or "raw" for the parameters in its place.
 
     Files: of score_sde_pytorch, ncsn and ncsnv2 (`.pth`), snapshots of EDM and EDM2 (`.pkl`), state dicts of
@@ -118,7 +132,7 @@ def _step(path: Path, step: int) -> int:
     return step
 
 
-def _named(path: Path, network: Network | Classifier) -> Named:
+def _named(path: Path, network: Functional) -> Named:
     content = read_checkpoint(path)
     try:
         if score_sde_pytorch.is_one(content):
@@ -137,7 +151,7 @@ def _named(path: Path, network: Network | Classifier) -> Named:
     raise UserError(f"{path} is no checkpoint that is known here: it holds {str(keys)[:200]}")
 
 
-def _of_snapshot(record: Record, network: Network | Classifier) -> Named:
+def _of_snapshot(record: Record, network: Functional) -> Named:
     """Raises UserError that names the settings in which the snapshot and the config differ."""
     snapshot = edm_snapshot.described(record)
     edm_snapshot.check_settings(snapshot, network.settings, network.shape)
@@ -146,9 +160,7 @@ def _of_snapshot(record: Record, network: Network | Classifier) -> Named:
     return Named(arrays, arrays, 0, says, functools.partial(edm.convert, negated=snapshot.negated))
 
 
-def _converted(
-    path: Path, network: Network | Classifier, arrays: dict[str, np.ndarray], convert: Converter | None
-) -> Params:
+def _converted(path: Path, network: Functional, arrays: dict[str, np.ndarray], convert: Converter | None) -> Params:
     kind = type(network.settings)
     convert = convert or CONVERTERS.get(kind)
     if convert is None:
@@ -178,7 +190,7 @@ def save(path: Path, params: Params, metadata: dict[str, str]) -> None:
     partial.replace(path)
 
 
-def _read_safetensors(path: Path, network: Network | Classifier) -> Loaded:
+def _read_safetensors(path: Path, network: Functional) -> Loaded:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     try:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.models import Classifier, Network
+from score_sde.models.functional import Functional
 from score_sde.typing import Params
 
 MOST_LISTED = 12
@@ -65,6 +65,18 @@ class Tensors:
         matrix = weight.ndim > 1 and set(weight.shape[2:]) <= {1}  # else of another network, which its shape will tell
         return self._with_bias({"kernel": weight.reshape(weight.shape[:2]).T if matrix else weight}, name, bias)
 
+    def folded(self, conv: str, norm: str, epsilon: float) -> Part:
+        """A convolution `conv` without bias and the batch normalisation `norm` after it, as one with a bias.
+
+        γ (W * x − μ)/√(v + ε) + β: the kernel is γ/√(v + ε) W and the bias β − γ/√(v + ε) μ. In float64, rounded once.
+        """
+        kernel = self.conv(conv, bias=False)["kernel"].astype(np.float64)
+        parts = [self.take(f"{norm}.{name}") for name in ("weight", "bias", "running_mean", "running_var")]
+        scale, bias, mean, variance = (part.astype(np.float64) for part in parts)
+        self.ignore([f"{norm}.num_batches_tracked"])
+        factor = scale / np.sqrt(variance + epsilon)
+        return {"kernel": (kernel * factor).astype(np.float32), "bias": (bias - factor * mean).astype(np.float32)}
+
     def norm(self, name: str) -> Part:
         """`name.weight` and `name.bias` of a normalisation."""
         return {"scale": self.take(f"{name}.weight"), "bias": self.take(f"{name}.bias")}
@@ -84,7 +96,7 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(every[:MOST_LISTED]) + more
 
 
-def checked(network: Network | Classifier, params: Params, tensors: Tensors, where: str) -> Params:
+def checked(network: Functional, params: Params, tensors: Tensors, where: str) -> Params:
     """`params`, once every tensor was used and every parameter is there in its shape, of finite numbers.
 
     Raises UserError otherwise.

@@ -18,7 +18,7 @@ from score_sde.losses.classification import ClassifierModel, classify
 from score_sde.training import ema
 from score_sde.training.duration import Duration
 from score_sde.training.state import TrainState
-from score_sde.training.step import Samples, Task, make_update, mirrored
+from score_sde.training.step import Samples, Task, make_update, varied
 from score_sde.typing import Params
 
 
@@ -66,6 +66,7 @@ def make_classifier_step(
     profiles: Sequence[ema.Profile],
     seed: int,
     flip: bool = False,
+    crop: int = 0,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], TrainState]:
     """The step to be compiled, on batches with labels; see `step.make_step`."""
@@ -76,7 +77,7 @@ def make_classifier_step(
 
     def loss(params: Params, samples: Samples, dropout: Any) -> Loss:
         batch, keys, t, factor = samples
-        image = mirrored(batch["image"], rng.child(keys, 4)) if flip else batch["image"]
+        image = varied(batch["image"], keys, flip, crop)
         x_0 = levels.dequantise(image, rng.child(keys, 0))
         logits = functools.partial(model.logits, params, train=True, rng=dropout)
         at_time = classify(logits, model.sde, x_0, batch["label"], rng.child(keys, 1), t).loss

@@ -35,9 +35,11 @@ class StopRequest:
     def agree_by(self, agreement: Callable[[int], bool] | None) -> None:
         """agreement(n) at the n-th call of `due`: whether this is where all processes stop; None for one process.
 
-        Whoever made it listens for SIGTERM in our place.
+        Whoever made it listens for SIGTERM in our place, and is told of a signal that came before.
         """
         self._agreement = agreement
+        if agreement is not None and self.requested:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.requested = signal.Signals(number).name

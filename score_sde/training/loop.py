@@ -26,23 +26,28 @@ class Training:
     power of the step (lengths in shares of the training so far, see `ema`); `evaluation.ema` chooses one, the former
     counted first. ema_snapshot_every: how often those with lengths are kept, for --mode=ema.
     label_drop: the share of labels hidden in training, for classifier-free guidance. flip: whether images are mirrored,
-    left and right exchanged, half of the time. augment: the probability of each transform of `data.augmentation`, which
+    left and right exchanged, half of the time. crop: by up to how many pixels each way images are moved at random, what
+    comes in being reflected. augment: the probability of each transform of `data.augmentation`, which
     the network is told. keep_checkpoints: how many of the newest are kept; keep_every: those at its multiples are kept
     for ever, 0 for none; a multiple of save_every.
 
     accumulate: in how many parts, one after another, a step computes its batch: the same update in less memory.
     steps_per_call: how many steps are one call of a compiled program, where nothing is logged, shown or saved between
-    them. The compiler rounds them differently from single ones, no more. A signal is heeded after the call."""
+    them. The compiler rounds them differently from single ones, no more. A signal is heeded after the call.
+    workers: how many processes beside each one of the job read and decode its records; 0 for none, which is best for
+    those that are held in memory. The batches are the same for any number."""
 
     batch_size: int = 128
     accumulate: int = 1
     steps_per_call: int = 1
+    workers: int = 0
     duration: Duration = Duration(1_300_000, "steps")
     ema_half_lives: tuple[Duration, ...] = (Duration(6931, "steps"),)  # d = 0.9999
     ema_lengths: tuple[float, ...] = ()
     ema_snapshot_every: Duration = Duration(10_000, "steps")
     label_drop: float = 0.0
     flip: bool = False
+    crop: int = 0
     augment: float = 0.0
     log_every: Duration = Duration(50, "steps")
     sample_every: Duration = Duration(10_000, "steps")
@@ -55,6 +60,7 @@ class Training:
             check.that(1 <= self.batch_size <= 10**6, f"batch_size must lie in [1, 1e6], not {self.batch_size}")
             calls = 1 <= self.steps_per_call <= 10**4
             check.that(calls, f"steps_per_call must lie in [1, 1e4], not {self.steps_per_call}")
+            check.that(0 <= self.workers <= 256, f"workers must lie in [0, 256], not {self.workers}")
             check.that(self.accumulate >= 1, f"accumulate must be at least 1, not {self.accumulate}")
             if self.accumulate >= 1 and self.batch_size % self.accumulate:
                 near = max(1, round(self.batch_size / self.accumulate)) * self.accumulate

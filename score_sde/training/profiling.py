@@ -1,10 +1,12 @@
 """What training spends its time on: traces of chosen steps, and the figures in the log.
 
-A trace is written to `profile/` in the workdir, by every process for its own devices. TensorBoard (with its profile
-plugin) opens the folder; `perfetto_trace.json.gz` in it opens in https://ui.perfetto.dev.
+A trace is written to `profile/` in the workdir; of several processes each writes one of its own devices, to
+`profile/process_N/`. TensorBoard (with its profile plugin) opens such a folder; `perfetto_trace.json.gz` in it opens in
+https://ui.perfetto.dev.
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Any
 
 import jax
 
+from score_sde.distributed.processes import several
 from score_sde.errors import Checks
 from score_sde.writers import say
 
@@ -31,30 +34,52 @@ class ProfileSettings:
 
 
 class Profiler:
-    """Starts and stops the trace of a training run. folder: where it goes."""
+    """Starts and stops the trace of a training run, which goes on where that fails.
 
-    def __init__(self, settings: ProfileSettings, folder: Path) -> None:
+    folder: where traces go. resumed_at: the step that the run begins after.
+    """
+
+    def __init__(self, settings: ProfileSettings, folder: Path, resumed_at: int = 0) -> None:
         self._first, self._last = settings.steps or (0, 0)
-        self._folder, self._running = folder, False
+        self._folder = folder / f"process_{jax.process_index()}" if several() else folder
+        self._running, self._began, self._done = False, 0, resumed_at
+        if 0 < self._last <= resumed_at:
+            say(f"train: no trace of steps {self._first} to {self._last}: the run goes on from step {resumed_at}")
 
     def before(self, done: int, count: int) -> None:
         """To be called before each call that does `count` steps after `done`."""
-        if done < self._first <= done + count:
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
-            self._running = True
+        if not self._running and self._first <= done + count and done < self._last:
+            self._began = done + 1
+            try:
+                jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+                self._running = True
+            except Exception as error:  # of the profiler, whatever it is
+                self._failed(error)
 
     def after(self, done: int, result: Any) -> None:
         """To be called after each call, with what it gave; waits for that where the trace ends."""
+        self._done = done
         if self._running and done >= self._last:
             jax.block_until_ready(result)
             self.close()
-            say(f"train: the trace of steps {self._first} to {done} is in {self._folder}")
 
     def close(self) -> None:
         """Ends a trace that is under way."""
-        if self._running:
+        if not self._running:
+            return
+        self._running = False
+        try:
             jax.profiler.stop_trace()
-            self._running = False
+        except Exception as error:  # of the profiler, or of the disk
+            self._failed(error)
+        else:
+            say(f"train: the trace of steps {self._began} to {self._done} is in {self._folder}")
+
+    def _failed(self, error: Exception) -> None:
+        self._last = 0  # once is enough
+        reason = " ".join(str(error).split()) or repr(error)
+        line = f"train: process {jax.process_index()} has no trace of steps from {self._began} on: {reason}"
+        print(line, file=sys.stderr, flush=True)
 
 
 class Clock:

@@ -40,14 +40,15 @@ def make_step(
     label_drop: float,
     seed: int,
     flip: bool = False,
+    crop: int = 0,
     augment: float = 0.0,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], TrainState]:
     """The step to be compiled: dequantise, augment, loss and gradient, update, averages.
 
     profiles: of the averages. label_drop: the share of labels that are hidden. flip: whether half of the
-    images are mirrored, see `mirrored`. augment: the probability in `data.augmentation`; at 0 the network is told
-    nothing. accumulate: parts of the batch.
+    images are mirrored, see `mirrored`. crop: see `cropped`. augment: the probability in `data.augmentation`; at 0 the
+    network is told nothing. accumulate: parts of the batch.
     """
 
     def draw(params: Params, batch: Batch, state: TrainState) -> Samples:
@@ -57,7 +58,7 @@ def make_step(
 
     def loss(params: Params, samples: Samples, dropout: Any) -> Loss:
         batch, keys, t, factor = samples
-        image = mirrored(batch["image"], rng.child(keys, 4)) if flip else batch["image"]
+        image = varied(batch["image"], keys, flip, crop)
         x_0 = levels.dequantise(image, rng.child(keys, 0))
         condition = _condition(batch, rng.child(keys, 3), label_drop)
         if augment:
@@ -184,6 +185,25 @@ def _followed(params: Params, part: str) -> Params:
     """The parameters with the gradient in one part of the learned process, and not in the other."""
     process = params["process"]
     return {**params, "process": {**jax.lax.stop_gradient(process), part: process[part]}}
+
+
+def varied(
+    image: Integer[Array, "batch *space channels"], keys: Keys, flip: bool, crop: int
+) -> Integer[Array, "batch *space channels"]:
+    """The images `mirrored` and `cropped`, as far as is asked for."""
+    image = mirrored(image, rng.child(keys, 4)) if flip else image
+    return cropped(image, rng.child(keys, 6), crop) if crop else image
+
+
+def cropped(
+    image: Integer[Array, "batch height width channels"], keys: Keys, margin: int
+) -> Integer[Array, "batch height width channels"]:
+    """Of each image with `margin` more pixels on every side, by reflection, a part of the image's own size: each of
+    the (2 margin + 1)² with equal probability."""
+    padded = jnp.pad(image, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="reflect")
+    first = jnp.floor(rng.uniform(keys, (2,)) * (2 * margin + 1)).astype(jnp.int32)
+    part = lambda one, at: jax.lax.dynamic_slice(one, (at[0], at[1], 0), image.shape[1:])
+    return jax.vmap(part)(padded, first)
 
 
 def mirrored(

@@ -1,6 +1,6 @@
 """What the launchers share: names that no shell can misread, main.py's command line, commands that are shown or run.
 
-Imports the standard library and `score_sde.errors` alone: a launcher runs on a laptop without jax.
+Imports the standard library and what of `score_sde` imports no jax: a launcher runs on a laptop without it.
 """
 
 import argparse
@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from score_sde.errors import Checks, UserError, closest
+from score_sde.distributed import slices
+from score_sde.errors import Checks, UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MOUNT = "/mnt/shared"  # where a bucket, an NFS export or a volume claim is mounted on every host
@@ -26,19 +27,14 @@ _CHIPS_A_HOST = 4
 class Tpu:
     """accelerator: the prefix of Cloud TPU's accelerator types, which count `cores_per_chip` a chip.
 
-    runtime: the VM image. gke: the value of the node label `cloud.google.com/gke-tpu-accelerator`. topologies: the one
-    for each size that an accelerator type stands for.
+    runtime: the VM image. gke: the value of the node label `cloud.google.com/gke-tpu-accelerator`.
     """
 
     accelerator: str
     cores_per_chip: int
     runtime: str
     gke: str
-    topologies: tuple[str, ...]
 
-
-_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_SOLID = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x12", "8x8x16", "8x16x16")
 
 TPUS = {
     "v4": Tpu(
@@ -46,28 +42,24 @@ TPUS = {
         cores_per_chip=2,
         runtime="tpu-ubuntu2204-base",
         gke="tpu-v4-podslice",
-        topologies=_SOLID,
     ),
     "v5e": Tpu(
         accelerator="v5litepod",
         cores_per_chip=1,
         runtime="v2-alpha-tpuv5-lite",
         gke="tpu-v5-lite-podslice",
-        topologies=_FLAT,
     ),
     "v5p": Tpu(
         accelerator="v5p",
         cores_per_chip=2,
         runtime="v2-alpha-tpuv5",
         gke="tpu-v5p-slice",
-        topologies=(*_SOLID, "16x16x16"),
     ),
     "v6e": Tpu(
         accelerator="v6e",
         cores_per_chip=1,
         runtime="v2-alpha-tpuv6e",
         gke="tpu-v6e-slice",
-        topologies=_FLAT,
     ),
 }
 
@@ -99,13 +91,8 @@ class Topology:
 
 def topology(text: str) -> Topology:
     """`v5e:16x16`. Raises UserError with what is valid."""
-    generation, _, shape = text.partition(":")
-    if generation not in TPUS:
-        raise UserError(f"--topology={text}: unknown TPU {generation!r} ({closest(generation, TPUS)}), as in v5e:16x16")
-    tpu = TPUS[generation]
-    if shape not in tpu.topologies:
-        raise UserError(f"--topology={text}: {generation} has no slice {shape!r}; valid: {', '.join(tpu.topologies)}")
-    return Topology(tpu=tpu, shape=shape)
+    kind, shape = slices.check(text, "--topology")
+    return Topology(tpu=TPUS[kind], shape=shape)
 
 
 def _matcher(pattern: str, what: str) -> Callable[[str], str]:
@@ -147,15 +134,27 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--dry-run", action="store_true", help="print the commands and run none of them")
 
     def parse(self, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-        """The flags, and main.py's arguments. Raises UserError."""
+        """The flags, and main.py's arguments, each as --FLAG=VALUE. Raises UserError."""
         end = arguments.index("--") if "--" in arguments else len(arguments)
-        flags, rest = self.parse_args(arguments[:end]), arguments[end + 1 :]
+        flags, rest = self.parse_args(arguments[:end]), _joined(arguments[end + 1 :])
         if flags.action != "start" and rest:
             raise UserError(f"{flags.action} takes nothing after --; start alone passes it to main.py")
         return flags, rest
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(f"{message}; see --help")
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """main.py's arguments with each value joined to its flag, which main.py takes apart as well."""
+    joined: list[str] = []
+    for argument in arguments:
+        flag = joined[-1] if joined else ""
+        if flag.startswith("--") and "=" not in flag and not argument.startswith("--"):
+            joined[-1] = f"{flag}={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def main_arguments(arguments: list[str], hosts: int, under: str = "/") -> list[str]:

@@ -22,6 +22,13 @@ MESHES = {
     "mixed": ("--config.mesh.data=-1", "--config.mesh.fsdp=2"),
     "slices": ("--config.mesh.slices=2", "--config.mesh.fsdp=2"),
 }
+CLASSIFIER = (
+    "--config.classifier.name=wide_resnet",
+    "--config.classifier.blocks_per_group=1",
+    "--config.classifier.channel_multiplier=1",
+    "--config.classifier.batch_size=16",
+    "--config.classifier.duration=4 steps",
+)
 # Takes a checkpoint to another topology: restores it, writes what it holds, and saves it in another workdir.
 CARRY = """
 import sys
@@ -54,11 +61,12 @@ import sys
 from score_sde.distributed import processes
 processes.start("on")
 import jax, numpy as np
-from score_sde.data import Records, iterate
+from score_sde.data import InMemory, InWorkers, iterate
 from score_sde.distributed.mesh import MeshSettings, own_rows, put_batch, fetch
 mesh = MeshSettings(data=-1, fsdp=2).build()
-records = Records({"image": np.arange(50)})
-batches = iterate(records, 8, 3, own_rows(mesh, 8))
+records, workers = InMemory({"image": np.arange(50)}), int(sys.argv[2])
+records = InWorkers(records, workers) if workers else records
+batches = iterate(records, 8, 3, own_rows(mesh, 8), at_once=workers)
 mine, whole = [], []
 for _ in range(25):
     batch = next(batches)["image"]
@@ -75,16 +83,19 @@ def runs(tmp_path_factory) -> Path:
     def make(path: Path) -> None:
         path.mkdir()
         assert program.main(program.flags(path / "one", "train", *SETTINGS)) == 0
-        on_two = [program.flags(path / name, "train", *SETTINGS, *mesh) for name, mesh in MESHES.items()]
+        assert program.main(program.flags(path / "one", "train_classifier", *SETTINGS, *CLASSIFIER)) == 0
+        traced = "--config.profile.steps=15,16"
+        on_two = [program.flags(path / name, "train", *SETTINGS, *mesh, traced) for name, mesh in MESHES.items()]
         sampling = program.flags(path / "fsdp", "sample", *SETTINGS, *MESHES["fsdp"], "--config.sampling.samplers=ddim")
-        jobs.run(path / "logs", 2, 2, [*on_two, sampling])
+        classifier = program.flags(path / "fsdp", "train_classifier", *SETTINGS, *MESHES["fsdp"], *CLASSIFIER)
+        jobs.run(path / "logs", 2, 2, [*on_two, sampling, classifier])
 
     return program.shared(tmp_path_factory, "processes", make)
 
 
 def losses(workdir: Path) -> dict[int, float]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines}
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -94,12 +105,27 @@ def test_two_processes_train_as_one(mesh, runs):
     np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=0, atol=1e-5)
 
 
+def test_two_processes_train_the_classifier_as_one(runs):
+    """With its own parameters split over fsdp, as the table of them shows."""
+    one, two = losses(runs / "one" / "classifier"), losses(runs / "fsdp" / "classifier")
+    assert list(one) == list(two) == [1, 2, 3, 4]
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=0, atol=1e-5)
+    table = (runs / "logs" / "process_0.log").read_text().rpartition("Bytes_a_device")[2]
+    assert "fsdp" in table
+
+
 def test_each_process_writes_only_what_is_its_own(runs):
     """Process 0 alone speaks and writes metrics, or each step would stand there twice."""
     said = (runs / "logs" / "process_1.log").read_text()
     assert "loss" not in said
     assert "2 processes: 0 on " in (runs / "logs" / "process_0.log").read_text()
     assert (runs / "fsdp" / "samples" / "ddim.npz").exists()
+
+
+def test_each_process_traces_its_own_devices(runs):
+    for number in (0, 1):
+        folder = runs / "data" / "profile" / f"process_{number}"
+        assert len(list(folder.rglob("*.xplane.pb"))) == len(list(folder.rglob("perfetto_trace.json.gz"))) == 1
 
 
 def test_checkpoint_restores_on_any_topology(runs, tmp_path):
@@ -120,9 +146,10 @@ def test_checkpoint_restores_on_any_topology(runs, tmp_path):
             np.testing.assert_array_equal(one, two)
 
 
-def test_processes_share_the_records_of_each_epoch(tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_share_the_records_of_each_epoch(workers, tmp_path):
     """Four processes, of which pairs of mesh rows may hold anything: each record once an epoch, none twice."""
-    with jobs.started(tmp_path, 4, 1, [ROWS, str(tmp_path)]) as job:
+    with jobs.started(tmp_path, 4, 1, [ROWS, str(tmp_path), str(workers)]) as job:
         assert job.wait(300) == [0] * 4, job.text()
     parts = [np.load(tmp_path / f"{number}.npz") for number in range(4)]
     whole = parts[0]["whole"]
@@ -209,17 +236,3 @@ def test_signal_to_a_job_of_one_process(tmp_path):
         job.wait_for(lambda: logged(workdir) >= 3)
         job.processes[0].send_signal(signal.SIGTERM)
         assert job.wait(120) == [75], job.text()
-
-
-def test_processes_of_another_config_are_named(tmp_path):
-    script = jobs.SCRIPT.replace(
-        "json.loads(sys.argv[1])", "json.loads(sys.argv[1 + int(os.environ['JAX_PROCESS_ID'])])"
-    )
-    script = script.replace("import json, sys", "import json, os, sys")
-    same, other = ([train_flags(tmp_path / "run", f"--config.seed={seed}")] for seed in (1, 2))
-    with jobs.started(tmp_path / "logs", 2, 1, [script, json.dumps(same), json.dumps(other)]) as job:
-        assert job.wait(200) == [2, 2], job.text()
-        first, second = (log.read_text() for log in job.logs)
-    assert "error: process 1 of 2 runs another config than process 0" in first
-    assert '(here "seed": 2, there "seed": 1)' in second
-    assert not (tmp_path / "run").exists()

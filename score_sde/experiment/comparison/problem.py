@@ -11,23 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from score_sde.errors import UserError
+from score_sde.data import whole
+from score_sde.errors import Checks, UserError
 from score_sde.evaluation.exact import EXACT_METRICS, Law
-from score_sde.evaluation.metrics import METRICS, Reference, as_unit, real_score, score
+from score_sde.evaluation.extractors import EXTRACTORS
+from score_sde.evaluation.halves import Halves, part_size
+from score_sde.evaluation.metrics import METRICS, Train, check_needs
+from score_sde.evaluation.moments import Gaussian
 from score_sde.experiment.base import Experiment
-from score_sde.experiment.pictures import grid
+from score_sde.experiment.pictures import POINTS, Picture, grid, scatter
 from score_sde.oracles import ORACLES, Oracle
 from score_sde.sde import SDE, check_kind
 from score_sde.typing import Condition
 
 LAW_SAMPLES = 50_000  # or 10 for each that is judged, if those are more
 BASELINE_DRAWS = 5
-POINTS = 2000
-POINT_PIXELS = 150
 IMAGES = 16
 
 Batch = Float[np.ndarray, "n *shape"]
-Picture = UInt8[np.ndarray, "height width channels"]
 
 
 class Figure(NamedTuple):
@@ -76,9 +77,11 @@ def check(experiment: Experiment) -> None:
         return
     if not _metrics(experiment):
         raise UserError("there is no metric to compare by: set compare.metrics")
-    for name in _metrics(experiment):
-        if METRICS[name].needs_labels and "label" not in experiment.train_records.arrays:
-            raise UserError(f"compare.metrics: {name!r} needs data with labels")
+    labels = "label" in experiment.train_records.fields
+    n = part_size(len(experiment.test_records), experiment.compare.num_samples)
+    with Checks() as check:
+        for name in _metrics(experiment):
+            check_needs(check, "compare.metrics", name, n=n, probabilities=False, labels=labels)
 
 
 def _metrics(experiment: Experiment) -> tuple[str, ...]:
@@ -91,7 +94,7 @@ def of_oracle(experiment: Experiment) -> Problem:
     assert isinstance(sde, SDE)
     oracle = ORACLES[name]()
     whole = oracle.sample(max(LAW_SAMPLES, 10 * count), seed=0)
-    law = Law(_rows(whole), oracle.mean().reshape(-1), oracle.covariance())
+    law = Law(_rows(whole), Gaussian(oracle.mean().reshape(-1), oracle.covariance()))
     draws = [_rows(oracle.sample(count, seed=1 + number)) for number in range(BASELINE_DRAWS)]
     measures = {}
     for metric_name in experiment.compare.metrics or EXACT_METRICS:
@@ -117,24 +120,30 @@ def of_oracle(experiment: Experiment) -> Problem:
 
 
 def of_checkpoint(experiment: Experiment, step: int, params: Any) -> Problem:
-    """With the trained denoiser; samples are judged as `--mode=evaluate` does."""
+    """With the trained denoiser; samples are judged by their pixels against two halves of the test split."""
     levels, size, label = experiment.levels, experiment.compare.num_samples, experiment.sampling.label
-    reference = Reference.of(experiment.train_records, experiment.test_records, levels.number, size)
+    extractor = EXTRACTORS["pixels"]().build(experiment.source.shape, levels.number, experiment.mesh)
+    names, records, train = _metrics(experiment), experiment.train_records, None
+    if any(METRICS[name].needs_train for name in names):
+        labels = whole(records, "label") if "label" in records.fields else None
+        train = Train(extractor(whole(records, "image")).features, labels)
+    halves = Halves.of(extractor(whole(experiment.test_records, "image")), size, experiment.metrics, train)
+
     quantised = lambda batch: np.asarray(levels.quantise(jnp.asarray(batch, jnp.float32)))
 
     def judge(metric_name: str, batch: Batch) -> float:
-        value = score(METRICS[metric_name], as_unit(quantised(batch), levels.number), reference).value
-        assert value is not None  # the reference is no larger than a cell's samples
+        value = halves.score(metric_name, extractor(quantised(batch))).value
+        assert value is not None  # a part is no larger than a cell's samples
         return value
 
     measures = {}
-    for name in _metrics(experiment):
-        metric = METRICS[name]
-        real = real_score(metric, reference).value
+    for name in names:
+        real = halves.floor(name).value
         assert real is not None
         measure = lambda batch, name=name: judge(name, batch)
-        measures[name] = Measure(metric.title, metric.better, measure, Figure(real, None))
-    images = experiment.test_records.arrays["image"][:IMAGES]
+        measures[name] = Measure(extractor.title(name), METRICS[name].better, measure, Figure(real, None))
+    shown = experiment.shown(IMAGES)
+    images = whole(experiment.test_records, "image", shown)
     return Problem(
         title=f"checkpoint at step {step}, {experiment.config['data']['source']}",
         shape=experiment.source.shape,
@@ -144,8 +153,8 @@ def of_checkpoint(experiment: Experiment, step: int, params: Any) -> Problem:
         measures=measures,
         baseline="real test data",
         data=np.asarray(levels.place(jnp.asarray(images), 0.5 * jnp.ones(images.shape, jnp.float32))),
-        preview=IMAGES,
-        picture=lambda batch: grid(experiment.to_uint8(quantised(batch))),
+        preview=shown,
+        picture=lambda batch: experiment.picture(quantised(batch)),
         fingerprint=lambda part: experiment.fingerprint(step, experiment.config["sampling_sde"], label, part),
     )
 
@@ -163,13 +172,7 @@ def _scatter(oracle: Oracle) -> Callable[[Batch], Picture]:
     """Points of the plane as dots, in the square that holds the oracle's."""
     reach = 1.25 * float(np.abs(oracle.sample(1000, seed=0)).max())
 
-    def picture(batch: Batch) -> Picture:
-        ends = ((-reach, reach), (-reach, reach))
-        count, _, _ = np.histogram2d(-batch[:, 1], batch[:, 0], bins=POINT_PIXELS, range=ends)
-        ink = 1 - np.exp(-0.8 * count)[..., None]
-        return np.round(255 + ink * (np.array([20, 60, 120]) - 255)).astype(np.uint8)
-
-    return picture
+    return lambda batch: scatter(batch, (-reach, reach))
 
 
 def _hash(value: Any) -> str:

@@ -32,14 +32,14 @@ def write(experiment: Experiment, bench: Bench, cells: list[Cell], results: list
     _mark_fronts(rows, bench)
     reference = _reference(bench, rows)
     plots = _plots(bench, rows, reference)
+    summary = _summary(experiment, bench, rows, reference)
+    html = _page(experiment, bench, rows, results, summary, plots)  # by all processes: they read together
     if jax.process_index() == 0:
-        summary = _summary(experiment, bench, rows, reference)
         write_json(folder / "compare.json", summary)
         text = _csv(bench, rows)
         write_atomically(folder / "compare.csv", functools.partial(Path.write_text, data=text))
         for name, picture in plots.items():
             write_atomically(folder / f"{name}.png", functools.partial(Path.write_bytes, data=picture))
-        html = _page(experiment, bench, rows, results, summary, plots)
         write_atomically(folder / "report.html", functools.partial(Path.write_text, data=html))
     return f"{_text(bench, rows)}\nreport: {folder / 'report.html'}"
 

@@ -6,7 +6,12 @@ Of parameters of P bytes in the precision of the computation, a step must send, 
     split over n devices   P (n − 1)/n, three times        gathered forward and backward, the gradient scattered
     and over r groups      2 (P/n) (r − 1)/r besides       the mean of each part of the gradient
 
-and the gathers and the scattered gradients once for each micro-batch.
+and the gathers and the scattered gradients once for each micro-batch. Where the r groups are in s slices, q in each,
+the mean of a part of p = P/n bytes is taken in three steps, so that the least crosses the data centre's network:
+
+    scattered in a slice   p (q − 1)/q
+    between slices         2 (p/q) (s − 1)/s
+    gathered in a slice    p (q − 1)/q
 """
 
 import collections
@@ -140,8 +145,15 @@ def minimum(params: Any, mesh: Mesh, dtype: str, micro_batches: int) -> dict[tup
         if n > 1:
             least["all-gather", gathered] += micro_batches * 2 * size * (n - 1) / n
             least["reduce-scatter", gathered] += micro_batches * size * (n - 1) / n
-        if r > 1:
-            least["all-reduce", mean] += 2 * size / n * (r - 1) / r
+        within = order(set(mean) - {"slice"})
+        q, s = devices(within), r // devices(within)
+        if s > 1:
+            least["all-reduce", ("slice",)] += 2 * size / n / q * (s - 1) / s
+        if s > 1 and q > 1:
+            least["reduce-scatter", within] += size / n * (q - 1) / q
+            least["all-gather", within] += size / n * (q - 1) / q
+        elif q > 1:
+            least["all-reduce", within] += 2 * size / n * (q - 1) / q
     return dict(least)
 
 
@@ -156,32 +168,53 @@ def state_bytes(state: Any) -> int:
     return sum(own(leaf) for leaf in jax.tree.leaves(state))
 
 
+POWERS = [2**power for power in range(1, 12)]
+
+
 def remedies(
     state: float,
     rest: float,
     available: float,
     *,
-    fsdp: int,
-    devices: int,
+    mesh: Mapping[str, int],
     remat: str | None,
     per_chip: int,
     accumulate: int,
 ) -> list[str]:
     """What may make a training step fit, by arithmetic: of each kind the least that does by itself, if any.
 
-    state, rest: bytes of a chip. remat: of the network, None where it knows none.
+    state, rest: bytes of a chip. mesh: the sizes of its axes. remat: of the network, None where it knows none.
     per_chip: samples of the batch, in `accumulate` parts.
     """
-    found = []
-    powers = [2**power for power in range(1, 12)]
-    for times in powers:
-        if devices % (fsdp * times) == 0 and state / times + rest <= available:
-            found.append(f"mesh.fsdp={fsdp * times}: parameters, averages and optimiser over as many chips")
-            break
+    found = _wider(state, rest, available, mesh, "parameters, averages and optimiser")
     if remat in ("none", "matmuls") and state < available:
         found.append(f"model.remat={'matmuls or ' if remat == 'none' else ''}blocks: more is computed again")
-    for times in powers:
+    for times in POWERS:
         if per_chip % (accumulate * times) == 0 and state + rest / times <= available:
             found.append(f"training.accumulate={accumulate * times}: as many parts of the batch, one after another")
             break
     return found or [f"more chips, and mesh.fsdp over them: the state takes {state / GIB:.1f} GiB of each chip"]
+
+
+def sampling_remedies(
+    params: float, rest: float, available: float, *, mesh: Mapping[str, int], batch: int
+) -> list[str]:
+    """What may make a sampler fit, as `remedies`. params, rest: bytes of a chip. batch: samples on all of them."""
+    found = []
+    shards = math.prod(mesh[axis] for axis in BATCH_AXES)
+    for times in POWERS:
+        fewer = batch // times // shards * shards
+        if fewer and params + rest * fewer / batch <= available:
+            found.append(f"sampling.batch_size={fewer}: fewer samples at once")
+            break
+    found += _wider(params, rest, available, mesh, "parameters")
+    return found or [f"more chips, and mesh.fsdp over them: the parameters take {params / GIB:.1f} GiB of each chip"]
+
+
+def _wider(split: float, rest: float, available: float, mesh: Mapping[str, int], what: str) -> list[str]:
+    """The least `mesh.fsdp` over which `split` bytes of each chip fit beside `rest`, at the cost of `mesh.data`."""
+    for times in POWERS:
+        if mesh["data"] % times == 0 and split / times + rest <= available:
+            data, fsdp = mesh["data"] // times, mesh["fsdp"] * times
+            return [f"mesh.data={data} mesh.fsdp={fsdp}: {what} over as many chips"]
+    return []

@@ -41,8 +41,9 @@ def training(experiment: Experiment) -> dict[str, Any]:
     params = experiment.abstract_state().params
     least = analysis.minimum(params, mesh, experiment.config["model"]["dtype"], experiment.training.accumulate)
     facts = _program(found, chip, mesh.size, batch, model, least)
-    if isinstance(found, TooLarge) or (chip is not None and found.memory.peak > chip.memory):
-        facts["remedies"] = _remedies(experiment, found)
+    facts["notes"] = [*experiment.layout.lines(), *(experiment.layout.untiled() if chip is not None else ())]
+    if facts["fits"] is False:
+        facts["remedies"] = _training_remedies(experiment, found)
     estimate = facts.get("estimate")
     if estimate is not None:
         hours = experiment.training_steps * estimate["step"] / HOUR
@@ -65,6 +66,8 @@ def sampling(experiment: Experiment) -> dict[str, Any]:
     found = analysis.analyse(traced, mesh, chip, passes)
     facts = _program(found, chip, mesh.size, batch, flops_of(traced.jaxpr.jaxpr, passes), {})
     facts |= {"sampler": name, "passes": passes}
+    if facts["fits"] is False:
+        facts["remedies"] = _sampling_remedies(experiment, found, batch)
     estimate = facts.get("estimate")
     if estimate is not None:
         estimate |= {
@@ -98,19 +101,25 @@ def _program(
     return facts
 
 
-def _remedies(experiment: Experiment, found: Analysis | TooLarge) -> list[str]:
-    mesh = experiment.mesh
-    chip = chip_of(mesh.devices.flat[0])
-    assert chip is not None
+def _training_remedies(experiment: Experiment, found: Analysis | TooLarge) -> list[str]:
     state = analysis.state_bytes(experiment.abstract_state())
-    needed = found.needed if isinstance(found, TooLarge) else found.memory.peak
     return analysis.remedies(
-        state,
-        needed - state,
-        chip.memory,
-        fsdp=mesh.shape["fsdp"],
-        devices=mesh.size,
+        *_needs(experiment, found, state),
+        mesh=experiment.mesh.shape,
         remat=experiment.config["model"].get("remat"),
-        per_chip=experiment.training.batch_size // batch_shards(mesh),
+        per_chip=experiment.training.batch_size // batch_shards(experiment.mesh),
         accumulate=experiment.training.accumulate,
     )
+
+
+def _sampling_remedies(experiment: Experiment, found: Analysis | TooLarge, batch: int) -> list[str]:
+    params = analysis.state_bytes(experiment.abstract_state().params)
+    return analysis.sampling_remedies(*_needs(experiment, found, params), mesh=experiment.mesh.shape, batch=batch)
+
+
+def _needs(experiment: Experiment, found: Analysis | TooLarge, held: float) -> tuple[float, float, float]:
+    """The bytes of a chip: those `held`, the rest that the program needs, and those that there are."""
+    chip = chip_of(experiment.mesh.devices.flat[0])
+    assert chip is not None
+    needed = found.needed if isinstance(found, TooLarge) else found.memory.peak
+    return held, needed - held, chip.memory

@@ -15,7 +15,7 @@ def training_step(experiment: Experiment) -> Any:
     """The step, traced."""
     split, size = by_batch(experiment.mesh), experiment.training.batch_size
     of = lambda shape, dtype: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=split)
-    fields = {"image": of(experiment.source.shape, np.min_scalar_type(experiment.source.levels - 1))}
+    fields = {"image": of(experiment.source.shape, experiment.levels.dtype)}
     fields["label"] = of((), np.int32)
     batch = {name: fields[name] for name in train.fields(experiment)}
     state = experiment.abstract_state()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from score_sde.distributed.chips import Chip, bandwidth, chip_of
 from score_sde.distributed.mesh import MeshSettings, batch_shards
 from score_sde.distributed.sharding import RULES
-from score_sde.errors import UserError
+from score_sde.errors import RunFailed, UserError
 from score_sde.experiment.base import Experiment
 from score_sde.experiment.flops import step_flops
 from score_sde.experiment.planning import analysis, facts
@@ -41,7 +41,11 @@ class Candidate(NamedTuple):
 
 
 def search(experiment: Experiment, stop: StopRequest) -> list[dict[str, Any]]:
-    """The candidates that were compiled: those that fit first, the fastest first. Raises Interrupted after a signal."""
+    """The candidates that were compiled: those that fit first, the fastest first.
+
+    One that the compiler fails at says why and stands last. Raises RunFailed where it fails at all, Interrupted after
+    a signal.
+    """
     candidates = sorted(_candidates(experiment), key=lambda each: each.seconds)
     if not candidates:
         raise UserError("plan.search: the state fits on no mesh of these devices; plan for more of them")
@@ -50,16 +54,26 @@ def search(experiment: Experiment, stop: StopRequest) -> list[dict[str, Any]]:
     try:
         for candidate in candidates:
             stop.check()
-            if len(found) >= COMPILED and any(row["fits"] for row in found):
+            failed = [row for row in found if "failed" in row]
+            if len(found) >= COMPILED and (any(row["fits"] for row in found) or len(failed) == len(found)):
                 break
             if any(row["fits"] and _in_fewer_parts(row["overrides"], candidate.overrides) for row in found):
                 continue  # more parts of a batch are for what does not fit in fewer
-            found.append({"overrides": candidate.overrides, **facts.training(candidate.experiment)})
+            found.append({"overrides": candidate.overrides, **_facts(candidate.experiment)})
             progress.advance()
     finally:
         progress.close()
-    unfit = lambda row: (not row["fits"], row["estimate"]["step"] if "estimate" in row else float("inf"))
-    return sorted(found, key=unfit)
+    if all("failed" in row for row in found):
+        raise RunFailed(f"plan.search: {found[0]['failed']}")
+    step = lambda row: row["estimate"]["step"] if "estimate" in row else float("inf")
+    return sorted(found, key=lambda row: (not row["fits"], "failed" in row, step(row)))
+
+
+def _facts(experiment: Experiment) -> dict[str, Any]:
+    try:
+        return facts.training(experiment)
+    except RunFailed as error:
+        return {"fits": False, "failed": str(error)}
 
 
 def lines(found: list[dict[str, Any]]) -> Iterator[str]:
@@ -67,8 +81,12 @@ def lines(found: list[dict[str, Any]]) -> Iterator[str]:
     names = [key.partition(".")[2] for key in found[0]["overrides"]]
     rows = [[*names, "fits", "peak", "estimate", "images/s", "MFU"]]
     for row in found:
+        cells = list(map(str, row["overrides"].values()))
+        if "failed" in row:
+            rows.append([*cells, "failed"])
+            continue
         peak = row["memory"]["peak"] if "memory" in row else row["needed"]
-        cells = [*map(str, row["overrides"].values()), "yes" if row["fits"] else "no", gib(peak)]
+        cells += ["yes" if row["fits"] else "no", gib(peak)]
         if "estimate" in row:
             each = row["estimate"]
             cells += [duration(each["step"]), f"{each['images_per_second']:,.0f}", f"{each['utilisation']:.1%}"]
@@ -77,6 +95,7 @@ def lines(found: list[dict[str, Any]]) -> Iterator[str]:
     yield ""
     yield "search: a training step with"
     yield from ("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=False)) for cells in rows)
+    yield from dict.fromkeys(row["failed"] for row in found if "failed" in row)
     if found[0]["fits"]:
         flags = " ".join(f"--config.{key}={value}" for key, value in found[0]["overrides"].items())
         yield f"the fastest that fits: {flags}"

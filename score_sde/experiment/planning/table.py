@@ -32,6 +32,7 @@ def lines(plan: Facts) -> Iterator[str]:
     for name, facts in programs:
         yield from _fit(name, facts, plan)
         yield from _communication(name, facts)
+        yield from facts.get("notes", [])
 
 
 def _title(name: str, facts: Facts) -> str:

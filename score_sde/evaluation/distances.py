@@ -1,0 +1,71 @@
+"""Euclidean distances and nearest neighbours, block by block: n rows need no n × n memory. In float64.
+
+    |a − b|² = |a|² + |b|² − 2 a·b,   exact where the values are small integers; else its rounding is of |a|² + |b|²
+
+The distances that `nearest` returns are taken again as differences, so that a copy lies at exactly 0.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+BLOCK = 2048
+
+Rows = Float[np.ndarray, "n dim"]
+
+
+class Neighbours(NamedTuple):
+    """Of each query, nearest first: the distance and the number of the row; of equals the first row comes first."""
+
+    distance: Float[np.ndarray, "n count"]
+    row: Int[np.ndarray, "n count"]
+
+
+def blocks(count: int) -> Iterator[slice]:
+    """Stretches of at most `BLOCK` that make up `count` rows."""
+    return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
+
+
+def squared(a: Rows, b: Float[np.ndarray, "m dim"]) -> Float[np.ndarray, "n m"]:
+    """All squared distances, of one block each."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    square = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
+    return np.maximum(square, 0)
+
+
+def nearest(queries: Rows, rows: Float[np.ndarray, "m dim"], count: int, *, of_others: bool = False) -> Neighbours:
+    """The `count` nearest rows of each query; of_others: queries are the rows, and none is its own neighbour."""
+    found = [_nearest(queries[part], rows, count, part.start if of_others else None) for part in blocks(len(queries))]
+    return Neighbours(*(np.concatenate(each) for each in zip(*found, strict=True)))
+
+
+def _nearest(queries: Rows, rows: Float[np.ndarray, "m dim"], count: int, own: int | None) -> Neighbours:
+    """Of one block; own: the row that the first query is, the next is the next one."""
+    square, index = np.empty((len(queries), 0)), np.empty((len(queries), 0), int)
+    for part in blocks(len(rows)):
+        new, number = squared(queries, rows[part]), np.arange(part.start, part.stop)
+        if own is not None:
+            new[number == own + np.arange(len(queries))[:, None]] = np.inf
+        square = np.concatenate([square, new], axis=1)
+        index = np.concatenate([index, np.broadcast_to(number, new.shape)], axis=1)
+        kept = _smallest(square, count)
+        square, index = np.take_along_axis(square, kept, axis=1), np.take_along_axis(index, kept, axis=1)
+    distance = np.stack([_difference(queries, rows[column]) for column in index.T], axis=1)
+    order = np.argsort(distance, axis=1, kind="stable")
+    return Neighbours(np.take_along_axis(distance, order, axis=1), np.take_along_axis(index, order, axis=1))
+
+
+def _difference(a: Rows, b: Rows) -> Float[np.ndarray, "n"]:
+    return np.sqrt(((a.astype(np.float64) - b.astype(np.float64)) ** 2).sum(axis=1))
+
+
+def _smallest(values: Float[np.ndarray, "n m"], count: int) -> Int[np.ndarray, "n count"]:
+    """The columns of each row's smallest values, in order; as a stable sort gives them, without sorting the rest."""
+    count = min(count, values.shape[1])
+    bound = np.partition(values, count - 1, axis=1)[:, count - 1 : count]
+    row, column = np.nonzero(values <= bound)
+    order = np.lexsort((column, values[row, column], row))
+    first = np.searchsorted(row, np.arange(len(values)))
+    return column[order[first[:, None] + np.arange(count)]]

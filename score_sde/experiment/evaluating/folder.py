@@ -1,0 +1,124 @@
+"""A folder or zip of images, scored as samples are: `evaluation.images=DIR`. No checkpoint is needed.
+
+Its images are of one size. Extractors that bring images to a size of their own compare them with data of any size;
+the others need images of the data's size.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from score_sde.data.decoding import CHANNELS, SUFFIXES, DamagedImage, decode_image
+from score_sde.data.listing import Files, list_items, open_files
+from score_sde.errors import UserError
+from score_sde.evaluation.extractors import Extractor
+from score_sde.experiment.base import Experiment
+from score_sde.experiment.batches import Arrays, discard, run_batches
+from score_sde.experiment.evaluating import real
+from score_sde.experiment.evaluating.figures import Reference
+from score_sde.experiment.evaluating.samples import features_of, looked_at
+from score_sde.training.interrupt import StopRequest
+from score_sde.writers import say, write_json
+
+NAME = "images"
+LEVELS = 256
+
+
+def check(experiment: Experiment) -> None:
+    """Raises UserError where there are no two images, or extractors cannot compare them with the data."""
+    files, names = _listed(experiment)
+    shape = _decoded(files, names[0], experiment).shape
+    for settings in experiment.extractors.values():
+        settings.check(shape)
+
+
+def run(experiment: Experiment, stop: StopRequest) -> None:
+    """Writes reports/images.json and prints it."""
+    files, names = _listed(experiment)
+    shape = _decoded(files, names[0], experiment).shape
+    extractors = {
+        name: settings.build(shape, LEVELS, experiment.mesh) for name, settings in experiment.extractors.items()
+    }
+    of_data = _of_data(experiment, extractors, shape)
+    reference = Reference(experiment, of_data, len(names), stop)
+
+    def compute(number: int) -> Arrays:
+        chosen = names[number * real.BATCH : (number + 1) * real.BATCH]
+        images = [_decoded(files, name, experiment) for name in chosen]
+        for name, image in zip(chosen, images, strict=True):
+            if image.shape != shape:
+                sizes = f"{image.shape[1]}x{image.shape[0]} pixels, {names[0]} has {shape[1]}x{shape[0]}"
+                raise UserError(f"evaluation.images: {files.title}: {name} has {sizes}; they must be of one size")
+        return looked_at(extractors, np.stack(images))
+
+    prints = [extractor.fingerprint for extractor in extractors.values()]
+    contents = "".join(f"{name} {files.size(name)}\n" for name in names)
+    key = hashlib.sha256(f"{files.title} {prints} {shape}\n{contents}".encode()).hexdigest()[:16]
+    unfinished = experiment.workdir.reports / f".{NAME}"
+    parts = run_batches(f"evaluate {files.title}", unfinished, key, -(-len(names) // real.BATCH), compute, stop)
+    if jax.process_index() == 0:
+        figures = reference.figures({NAME: features_of(extractors, parts)})
+        told: dict[str, Any] = {"images": files.title, "samples": len(names), "size": list(shape)}
+        told |= {"reference": real.described(experiment), "metrics": figures}
+        write_json(experiment.workdir.reports / f"{NAME}.json", told)
+        for line in lines(told):
+            say(line)
+    discard(unfinished)
+
+
+def lines(told: dict[str, Any]) -> list[str]:
+    """The figures of a folder as text."""
+    against, records = told["reference"]["data"], told["reference"]["records"]
+    size = "x".join(map(str, told["size"][:2]))
+    head = f"{told['samples']} images of {size} in {told['images']}, against {records or 'the statistics'} of {against}"
+    rows = [head]
+    for row in told["metrics"].values():
+        whole, floor = row[NAME]["whole"], row["real"]["value"]
+        error = "" if whole["error"] is None else f" ± {whole['error']:.2g}"
+        beside = "" if floor is None else f"; at n = {row['n']}: {row[NAME]['value']:.4g}, real data {floor:.4g}"
+        rows.append(
+            f"{row['title']} {whole['value']:.4g}{error} ({row['better']} is better{beside}) {row['extractor']}"
+        )
+    return rows
+
+
+def _of_data(experiment: Experiment, extractors: dict[str, Extractor], shape: tuple[int, ...]) -> dict[str, Extractor]:
+    """The same extractors for the data's own size."""
+    source = experiment.source
+    if shape == source.shape and source.levels == LEVELS:
+        return extractors
+    built = {}
+    for name, settings in experiment.extractors.items():
+        built[name] = settings.build(source.shape, source.levels, experiment.mesh)
+        if built[name].fingerprint != extractors[name].fingerprint or built[name].dim != extractors[name].dim:
+            sizes = f"{'x'.join(map(str, shape))} and {'x'.join(map(str, source.shape))}"
+            raise UserError(
+                f"evaluation.images: {name!r} does not compare images of {sizes}; use an extractor that resizes them"
+            )
+    return built
+
+
+def _listed(experiment: Experiment) -> tuple[Files, list[str]]:
+    path = Path(experiment.evaluation.images)
+    try:
+        files = open_files(path)
+    except UserError as error:
+        raise UserError(f"evaluation.images: {error}") from error
+    names = [item.name for item in list_items(files, SUFFIXES)]
+    if len(names) < 2:
+        kinds = ", ".join(SUFFIXES)
+        raise UserError(f"evaluation.images: {path} holds {len(names)} images; it takes two or more, ending in {kinds}")
+    return files, names
+
+
+def _decoded(files: Files, name: str, experiment: Experiment) -> np.ndarray:
+    channels = experiment.source.shape[-1]
+    if len(experiment.source.shape) != 3 or channels not in CHANNELS:
+        raise UserError(f"evaluation.images is for data that are images, not of shape {experiment.source.shape}")
+    try:
+        return decode_image(files.read(name), channels)
+    except (OSError, DamagedImage) as error:
+        raise UserError(f"evaluation.images: {files.title}: {name} cannot be read: {error}") from error

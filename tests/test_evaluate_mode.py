@@ -1,0 +1,228 @@
+"""--mode=evaluate and --mode=statistics through main.py, on a network too small to be any good."""
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from score_sde.data import SOURCES, whole
+from score_sde.experiment import evaluate
+from score_sde.experiment.pictures import write_png
+from tests import program
+
+SMALL = (
+    *program.TINY,
+    "--config.training.duration=8 steps",
+    "--config.training.save_every=4 steps",
+    "--config.training.sample_every=1000 steps",
+    "--config.training.keep_checkpoints=5",
+    "--config.sampling.samplers=ddim",
+    "--config.sampling.num_samples=40",
+    "--config.sampling.batch_size=8",
+    "--config.evaluation.metrics=frechet,kernel,recall,memorisation",
+    "--config.evaluation.extractors=pixels",
+)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Checkpoints at steps 4 and 8. Not to be changed."""
+
+    def make(path):
+        assert program.main(program.flags(path, "train", *SMALL)) == 0
+
+    return program.shared(tmp_path_factory, "evaluated", make)
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """Runs evaluate in a copy of the trained workdir, with statistics of its own."""
+    workdir = tmp_path / "w"
+    shutil.copytree(trained, workdir)
+
+    def call(*overrides, mode="evaluate", status=0):
+        kept = f"--config.evaluation.statistics={tmp_path / 'statistics'}"
+        assert program.main(program.flags(workdir, mode, *SMALL, kept, *overrides)) == status
+        return workdir / "reports"
+
+    return call
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_a_checkpoint_has_every_figure_beside_its_floor(run):
+    reports = run()
+    figures, summary = read(reports / "evaluation.json"), read(reports / "summary.json")
+    assert figures["step"] == summary["step"] == 8
+    assert list(figures["metrics"]) == ["frechet_pixels", "kernel_pixels", "recall_pixels", "memorisation_pixels"]
+    for row in figures["metrics"].values():
+        assert row["n"] == 40
+        assert row["extractor"] == "pixels at 8x8, not resampled"
+        assert row["ddim"]["whole"]["n"] == 40
+        assert row["ddim"]["whole"]["records"] == 500
+        assert all(np.isfinite(row[name]["value"]) for name in ("real", "noise", "ddim"))
+    frechet = figures["metrics"]["frechet_pixels"]
+    assert frechet["real"]["value"] < frechet["ddim"]["value"]
+    assert "seconds" not in json.dumps(summary)
+    for name in ("ddim", "real", "ddim_nearest"):
+        assert (reports / "evaluation" / "00000008" / f"{name}.png").is_file()
+    page = (reports / "report.html").read_text()
+    assert "nearest training images" in page
+    assert "pixels at 8x8, not resampled" in page
+
+
+def test_all_checkpoints_are_scored_once(run, capsys):
+    reports = run("--config.evaluation.checkpoints=all")
+    assert [path.name for path in sorted((reports / "evaluation").glob("*.json"))] == [
+        *("00000004.json", "00000008.json", "best.json"),
+    ]
+    assert (reports / "evaluation" / "curve.png").is_file()
+    scores = {step: read(reports / "evaluation" / f"{step:08d}.json")["metrics"]["frechet_pixels"] for step in (4, 8)}
+    values = {step: row["ddim"]["whole"]["value"] for step, row in scores.items()}
+    best = read(reports / "evaluation" / "best.json")["frechet_pixels"]
+    assert (best["step"], best["value"]) == min(
+        (step, value) for step, value in values.items() if value == best["value"]
+    )
+    assert best["value"] == min(values.values())
+    capsys.readouterr()
+    run("--config.evaluation.checkpoints=follow")  # ends, since the training has
+    said = capsys.readouterr().out
+    assert "evaluate: step 4 is done" in said
+    assert "evaluate: step 8 is done" in said
+
+
+def test_figures_of_other_settings_are_not_in_the_curve(run):
+    reports = run("--config.evaluation.checkpoints=all", "--config.evaluation.metrics=frechet")
+    run("--config.evaluation.metrics=frechet", "--config.sampling.num_samples=24")  # of step 8 alone
+    best = read(reports / "evaluation" / "best.json")["frechet_pixels"]
+    assert best["step"] == 8
+    assert best["value"] == read(reports / "evaluation.json")["metrics"]["frechet_pixels"]["ddim"]["whole"]["value"]
+
+
+def test_following_ends_with_the_training(run, monkeypatch, capsys):
+    """A longer training is waited for; a checkpoint that comes meanwhile is scored."""
+    monkeypatch.setattr(evaluate, "POLL_SECONDS", 0.0)
+    known, longer = evaluate._known_steps, iter([[4], [4], [4, 8]])
+    monkeypatch.setattr(evaluate, "_known_steps", lambda experiment: next(longer, known(experiment)))
+    run("--config.evaluation.checkpoints=follow", "--config.evaluation.metrics=frechet")
+    said = capsys.readouterr().out
+    assert "evaluate: waits for checkpoints after step 4" in said
+    assert said.index("step 4, ddim") < said.index("step 8, ddim")
+
+
+def test_samples_that_are_there_are_scored_as_they_are(run):
+    first = read(run() / "evaluation.json")["metrics"]
+    reports = run(mode="sample")
+    shutil.rmtree(reports)
+    assert read(run() / "evaluation.json")["metrics"] == first
+
+
+def test_killed_at_three_places_it_comes_to_the_same_summary(trained, tmp_path):
+    kept = f"--config.evaluation.statistics={tmp_path / 'statistics'}"
+    workdirs = [tmp_path / name for name in ("undisturbed", "killed")]
+    for workdir in workdirs:
+        shutil.copytree(trained, workdir)
+    assert program.main(program.flags(workdirs[0], "evaluate", *SMALL, kept)) == 0
+    shutil.rmtree(tmp_path / "statistics")
+    flags = program.flags(workdirs[1], "evaluate", *SMALL, kept)
+    batches = lambda: len(list((workdirs[1] / "reports").glob("evaluation/.*/*/[0-9]*.npz")))
+    for count in (1, 2, 4):
+        with program.started(*flags) as process:
+            program.wait_for(lambda count=count: batches() >= count, process)
+            process.send_signal(signal.SIGKILL)
+    assert not (workdirs[1] / "reports" / "summary.json").exists()
+    result = program.run(*flags)
+    assert result.status == 0, result.stderr
+    one, two = ((workdir / "reports" / "summary.json").read_bytes() for workdir in workdirs)
+    assert one == two
+    assert not list((workdirs[1] / "reports" / "evaluation").glob(".*"))
+
+
+def test_statistics_are_used_again_when_and_only_when_they_match(run, tmp_path, capsys):
+    files = lambda: sorted(path.name for path in (tmp_path / "statistics").glob("*.npz"))
+    run(mode="statistics")
+    first = files()
+    assert [name.rpartition("-")[0] for name in first] == ["digits-test-pixels", "digits-train-pixels"]
+    capsys.readouterr()
+    run(mode="statistics")
+    assert capsys.readouterr().out.count("is in") == 2
+    assert files() == first
+    run("--config.evaluation.extractors=pixels,digits_cnn", mode="statistics")
+    assert len(files()) == 4
+    stored = np.load(tmp_path / "statistics" / first[0])
+    test = whole(SOURCES["digits"]().split("test"), "image").reshape(500, -1) / 16
+    np.testing.assert_allclose(stored["mu"], test.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(stored["sigma"], np.cov(test, rowvar=False), rtol=1e-5, atol=1e-8)
+
+
+def test_statistics_of_another_project(run, tmp_path):
+    """Of mean and covariance alone there is the one figure, and no floor."""
+    run(mode="statistics")
+    own = next((tmp_path / "statistics").glob("digits-test-pixels-*.npz"))
+    arrays = np.load(own)
+    np.savez(tmp_path / "other.npz", mu=arrays["mu"], sigma=arrays["sigma"])
+    frechet = "--config.evaluation.metrics=frechet"
+    figures = [
+        read(run(frechet, f"--config.evaluation.reference={each}") / "evaluation.json")["metrics"]["frechet_pixels"]
+        for each in ("test", own, tmp_path / "other.npz")
+    ]
+    values = [row["ddim"]["whole"]["value"] for row in figures]
+    assert values[1] == pytest.approx(values[0], rel=1e-9)
+    assert values[2] == pytest.approx(values[0], rel=1e-9)
+    assert figures[2]["real"]["value"] is None
+    np.savez(tmp_path / "other.npz", mu=arrays["mu"] + 1, sigma=arrays["sigma"])  # another content: scored again
+    again = read(run(frechet, f"--config.evaluation.reference={tmp_path / 'other.npz'}") / "evaluation.json")
+    assert again["metrics"]["frechet_pixels"]["ddim"]["whole"]["value"] > values[0] + 1
+
+
+def test_a_folder_of_images(run, tmp_path, capsys):
+    """The test images themselves, of which only their rounding to 8 bits is a distance away."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, image in enumerate(whole(SOURCES["digits"]().split("test"), "image")):
+        write_png(folder / f"{number}.png", np.round(image * (255 / 16)).astype(np.uint8))
+    both = ("--config.evaluation.extractors=pixels,digits_cnn", "--config.evaluation.metrics=frechet,inception_score")
+    told = read(run(f"--config.evaluation.images={folder}", *both) / "images.json")
+    assert told["samples"] == 500
+    assert abs(told["metrics"]["frechet_pixels"]["images"]["whole"]["value"]) < 1e-4
+    assert set(told["metrics"]) == {"frechet_pixels", "frechet_digits_cnn", "inception_score_digits_cnn"}
+    assert "500 images of 8x8" in capsys.readouterr().out
+
+
+BAD = {
+    "metric": ("evaluation.metrics=frechet_distance", ["unknown metric 'frechet_distance'", "frechet"]),
+    "no extractor": ("evaluation.extractors=", ["evaluation.extractors must name at least one extractor"]),
+    "extractor": ("evaluation.extractors=pixel", ["unknown extractor 'pixel'", "did you mean 'pixels'"]),
+    "of extractors": ("extractors.inception.fil=a", ["unknown key extractors.inception.fil", "file"]),
+    "no extractor of this": ("extractors.vgg.file=a", ["extractors: unknown 'vgg'"]),
+    "weights": ("evaluation.extractors=inception", ["extractors.inception.file", "pt_inception"]),
+    "missing weights": (
+        "evaluation.extractors=inception --config.extractors.inception.file=/nowhere.pth",
+        ["there is no file /nowhere.pth"],
+    ),
+    "other images": ("evaluation.extractors=fashion_cnn", ["is for images of shape (28, 28, 1), not (8, 8, 1)"]),
+    "classifier": ("evaluation.metrics=inception_score", ["'inception_score' needs an extractor with a classifier"]),
+    "reference": ("evaluation.reference=tset", ["there is no such file; give test, train or a .npz file"]),
+    "no statistics": (f"evaluation.reference={__file__}", ["is no .npz file with mu and sigma"]),
+    "images": ("evaluation.images=/nowhere", ["evaluation.images", "/nowhere"]),
+    "checkpoints": ("evaluation.checkpoints=best", ["checkpoints", "'newest'"]),
+    "statistics": ("evaluation.statistics=/dev/null/x", ["/dev/null/x cannot be written", "set evaluation.statistics"]),
+    "few": ("sampling.num_samples=1", ["num_samples must be at least 2"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_answered_in_one_line(case, trained, capsys):
+    text, words = BAD[case]
+    flags = [f"--config.{each}" for each in text.split(" --config.")]
+    before = program.snapshot(trained)
+    assert program.main(program.flags(trained, "evaluate", *SMALL, *flags)) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    for word in words:
+        assert word in line, (word, line)
+    assert program.snapshot(trained) == before

@@ -1,0 +1,136 @@
+"""Nearest neighbours and what is made of them: precision and recall, density and coverage, memorisation.
+
+Other projects' numbers are in fixtures/metrics.npz, see record_metrics.py.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from score_sde.evaluation import precision_recall
+from score_sde.evaluation.distances import nearest, squared
+from score_sde.evaluation.memorisation import memorisation
+
+
+def normal(count, dim, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, dim))
+
+
+# --- nearest neighbours, precision and recall ----------------------------------------------------------------------
+
+
+def test_nearest_neighbours_are_scikit_learns(small_blocks):
+    rows, queries = normal(50, 6), normal(23, 6, 1)
+    found = nearest(queries, rows, 4)
+    matrix = sklearn_metrics.pairwise_distances(queries, rows)
+    np.testing.assert_array_equal(found.row, np.argsort(matrix, axis=1)[:, :4])
+    np.testing.assert_allclose(found.distance, np.sort(matrix, axis=1)[:, :4], rtol=1e-12)
+    np.testing.assert_allclose(squared(queries, rows), matrix**2, rtol=1e-9)
+    own = nearest(rows, rows, 4, of_others=True)
+    np.testing.assert_array_equal(own.row, np.argsort(sklearn_metrics.pairwise_distances(rows, rows), axis=1)[:, 1:5])
+
+
+def test_equally_near_rows_come_in_their_order(small_blocks):
+    """On a ring of integers, each four times, over several blocks."""
+    rows = np.tile([[0.0, 1.0], [1.0, 0.0], [0.0, -1.0], [-1.0, 0.0]], (5, 1))
+    found = nearest(np.array([[0.0, 0.0], [0.0, 2.0]]), rows, 6)
+    np.testing.assert_array_equal(found.row[0], np.arange(6))
+    np.testing.assert_array_equal(found.row[1], [0, 4, 8, 12, 16, 1])
+    np.testing.assert_array_equal(found.distance[1, :5], 1)
+
+
+def test_a_copy_far_from_zero_lies_at_zero():
+    rows = 1e6 + normal(30, 8)
+    found = nearest(rows[5:8], rows, 2)
+    np.testing.assert_array_equal(found.distance[:, 0], 0)
+    np.testing.assert_array_equal(found.row[:, 0], [5, 6, 7])
+
+
+LINE = np.arange(20.0)[:, None]  # the third neighbour of an inner point is 2 away, of the ends 3; the fifth 3, and 5
+
+
+def values(generated, reference):
+    return precision_recall.figures(generated, reference)
+
+
+def test_balls_of_equal_sets(small_blocks):
+    """Every inner ball holds its point and 3 on either side; a ball's border belongs to it."""
+    precision, recall, density, coverage = values(LINE, LINE)
+    assert precision == recall == coverage == 1
+    radius = [5, 4, 3, *[3] * 14, 3, 4, 5]
+    pairs = sum(abs(i - j) <= radius[j] for i, j in itertools.product(range(20), range(20)))
+    assert density == pytest.approx(pairs / 20 / 5)
+
+
+def test_balls_of_sets_far_apart():
+    assert values(LINE, LINE + 1000) == (0, 0, 0, 0)
+
+
+def test_balls_of_half_the_data_and_of_data_and_a_half():
+    """All samples from one of two clusters: all precise, half recalled. The other way round: half, and all."""
+    half, both = LINE, np.concatenate([LINE, LINE + 1000])
+    precision, recall, _, coverage = values(half, both)
+    assert (precision, recall, coverage) == (1, 0.5, 0.5)
+    precision, recall, _, coverage = values(both, half)
+    assert (precision, recall, coverage) == (0.5, 1, 1)
+
+
+def test_an_outlier_is_in_a_large_ball_but_not_dense(small_blocks):
+    """A real point at 100 has a ball that holds samples at 150: precise, and of 1 ball in 20 · 1/5 density."""
+    real, generated = np.concatenate([LINE, [[100.0]]]), 150 + 0.1 * LINE
+    precision, _, density, coverage = values(generated, real)
+    assert precision == 1  # the third neighbour of 100 is 17, 83 away
+    assert density == pytest.approx(1 / 5)
+    assert coverage == pytest.approx(1 / 21)
+
+
+def test_balls_of_other_projects(others):
+    precision, recall, density, coverage = values(others["generated"], others["real"])
+    assert (precision, recall) == pytest.approx(tuple(others["precision_recall"]), abs=1e-7)  # theirs are float32
+    assert (density, coverage) == pytest.approx(tuple(others["density_coverage"]), rel=1e-12)
+
+
+def test_remembered_figures_are_of_these_sets():
+    """Not of others at the same place in memory."""
+    rows = LINE.copy()
+    assert values(rows, LINE)[0] == 1
+    rows += 1000
+    assert values(rows, LINE)[0] == 0
+
+
+# --- memorisation --------------------------------------------------------------------------------------------------
+
+
+def test_memorisation_of_copies():
+    """Half of the samples are training records: these are found, named, and nearer than any test sample."""
+    train, test = normal(200, 4), normal(100, 4, 1)
+    generated = np.concatenate([train[30:60], normal(30, 4, 2)])
+    found = memorisation(generated, test, train)
+    np.testing.assert_array_equal(found.record[:30], np.arange(30, 60))
+    np.testing.assert_array_equal(found.distance[:30], 0)
+    np.testing.assert_array_equal(found.ratio[:30], 0)
+    assert found.share.value >= 0.5
+    assert found.copies >= 0.5
+    assert found.test_copies < 0.1
+    np.testing.assert_allclose(found.test_distance, sklearn_metrics.pairwise_distances(test, train).min(axis=1))
+    assert found.quantiles()[0.5] == pytest.approx((np.median(found.distance), np.median(found.test_distance)))
+
+
+def test_memorisation_of_the_datas_law_is_the_quantile():
+    """Share 5 %, and the bootstrap's error is the spread over draws, the training data being the same."""
+    train, draw = normal(300, 3), lambda seed: normal(200, 3, 1 + seed)
+    each = [memorisation(draw(2 * seed), draw(2 * seed + 1), train, seed).share for seed in range(60)]
+    shares, errors = np.array(each).T
+    assert abs(shares.mean() - 0.05) < 3.5 * shares.std(ddof=1) / math.sqrt(60) + 1 / 200
+    assert errors.mean() == pytest.approx(shares.std(ddof=1), rel=0.3)
+
+
+def test_records_twice_in_the_training_data_are_their_own_second_nearest():
+    train = np.concatenate([LINE, LINE])
+    found = memorisation(LINE[:4], LINE + 0.4, train)
+    np.testing.assert_array_equal(found.ratio, 1)
+    np.testing.assert_array_equal(found.distance, 0)
+    assert found.share.value == 1
