@@ -42,15 +42,14 @@ def test_least_of_data_parallelism():
 
 
 def test_least_of_split_parameters():
-    """Gathered twice, scattered once, by micro-batch; the mean over the rest once."""
+    """Gathered twice, in bfloat16, and scattered once, in float32, by micro-batch; the mean over the rest once."""
     params, mesh = layout((1, 8, 4, 1), ((100, 10), P(None, "fsdp")))
-    size = 2 * 1000
     least = analysis.minimum(params, mesh, "bfloat16", 3)
     assert least == pytest.approx(
         {
-            ("all-gather", ("fsdp",)): 3 * 2 * size * 3 / 4,
-            ("reduce-scatter", ("fsdp",)): 3 * size * 3 / 4,
-            ("all-reduce", ("data",)): 2 * size / 4 * 7 / 8,
+            ("all-gather", ("fsdp",)): 3 * 2 * 2000 * 3 / 4,
+            ("reduce-scatter", ("fsdp",)): 3 * 4000 * 3 / 4,
+            ("all-reduce", ("data",)): 2 * 4000 / 4 * 7 / 8,
         }
     )
 

@@ -48,20 +48,20 @@ def test_what_cannot_be_split_is_named():
 
 
 def test_whole_tiles_come_before_length():
-    assert tuple(place(mesh(fsdp=16), (3, 3, 768, 1152), (None, None, "in", "out")).spec) == (None, None, "fsdp", None)
+    assert tuple(place(mesh(fsdp=16), (3, 3, 768, 1088), (None, None, "in", "out")).spec) == (None, None, "fsdp", None)
     assert tuple(place(mesh(fsdp=16), (3, 3, 576, 1152), (None, None, "in", "out")).spec) == (None, None, None, "fsdp")
 
 
 def test_parts_that_are_no_whole_tiles_are_named():
-    """EDM2's widths are multiples of 64: 448/16 = 28 rows are none, 448/4 = 112 rows are seven tiles."""
+    """EDM2's widths are multiples of 64: 448/16 = 28 rows are none, 448/8 = 56 rows are seven tiles."""
     kernel, matrix = ((3, 3, 448, 448), (None, None, "in", "out")), ((448, 448), ("in", "out"))
     of = lambda size: Layout(
         mesh(fsdp=size), {("a",): place(mesh(fsdp=size), *kernel), ("b",): place(mesh(fsdp=size), *matrix)}
     )
     [line] = of(16).untiled()
-    assert line.startswith("mesh.fsdp=16 splits 1 kernels, 90.0% of all values, into parts that are no multiple of 16")
-    assert line.endswith("mesh.fsdp=4 would split all into whole ones")
-    assert not list(of(4).untiled())
+    assert line.startswith("mesh.fsdp=16 splits 1 kernels, 90.0% of all values, into parts that are no multiple of 8")
+    assert line.endswith("mesh.fsdp=8 would split all into whole ones")
+    assert not list(of(8).untiled())
 
 
 def test_averages_and_moments_lie_where_their_parameters_do():

@@ -77,6 +77,9 @@ def _of_equation(equation: Any, unknown: int) -> int:
         features = kernel[parameters["dimension_numbers"].rhs_spec[0]]
         products = math.prod(out) * math.prod(kernel) // features
         return 2 * products // math.prod(parameters["lhs_dilation"])
+    if name == "product":  # of `models.precision`
+        shapes = [jax.ShapeDtypeStruct(operand.aval.shape, operand.aval.dtype) for operand in equation.invars]
+        return flops(parameters["compute"], *shapes)
     inner = [flops_of(each, unknown) for each in _jaxprs(parameters.values())]
     if name == "cond":
         return max(inner)

@@ -2,14 +2,15 @@
 
 Of each parameter, an axis named in `RULES` is split over that mesh axis; then, of the axes that are still whole and
 that the size of `fsdp` divides, the longest that it divides into whole tiles, or else the longest, is split over
-`fsdp`. Small parameters stay whole: to gather them would cost more than
-it saves. What cannot be split, because no axis is divided, is whole on every device and `Layout.lines` says so.
+`fsdp`. Small parameters stay whole: to gather them would cost more than it saves. What cannot be split, because no
+axis is divided, is whole on every device and `Layout.lines` says so.
 
 The averages and the optimiser's moments are laid out as their parameters: a leaf of the state is a parameter's where
 its path ends in the parameter's and the shapes are equal. All else is whole on every device.
 
-    gather of each parameter, forward and backward, and a scatter of its gradient: 3 P (n − 1)/n bytes sent a step and
-    device over fsdp = n, against 2 P (n − 1)/n for the reduction of the gradient where all is replicated
+    gather of each of P parameters, forward and backward, and a scatter of its gradient: 12 P (n − 1)/n bytes sent a
+    step and device over fsdp = n, 8 of them where the computation is in bfloat16, against 8 P (n − 1)/n for the
+    reduction of the gradient where all is replicated
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ RULES: dict[str, str] = {  # logical axis of a parameter, see `models.layers`: a
     "mlp": "tensor",
 }
 SMALLEST = 2**14  # values of a parameter, below which it is not split over fsdp
-TILE = 16  # rows of bfloat16 in a tile of a TPU's memory
+TILE = 8  # rows of float32, in which gradients are summed, in a tile of a TPU's memory
 
 
 class Described(Protocol):

@@ -23,7 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from score_sde.errors import UserError
-from score_sde.models.layers import conv, dense
+from score_sde.models.layers import Conv, conv, dense
 
 Image = Float[Array, "batch height width channels"]
 FEATURES, CLASSES = 2048, 1008
@@ -133,7 +133,7 @@ class InceptionV3:
         return InceptionModule(shape, rngs)
 
 
-def _units(in_channels: int, units: tuple[Unit, ...], rngs: nnx.Rngs) -> tuple[nnx.List[nnx.Conv], int]:
+def _units(in_channels: int, units: tuple[Unit, ...], rngs: nnx.Rngs) -> tuple[nnx.List[Conv], int]:
     """The units one after another, and the channels that they give."""
     layers = []
     for unit in units:

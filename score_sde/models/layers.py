@@ -1,4 +1,4 @@
-"""Layers shared by the score networks. Channels last; computation in `dtype`, parameters in float32.
+"""Layers shared by the score networks. Channels last; computation in `dtype`, parameters and gradients in float32.
 
 Every parameter carries the names of its logical axes, which `distributed` maps to axes of the mesh:
 
@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from score_sde.models.precision import convolve, matmul, offset
 from score_sde.models.resample import upsample_convolve
 
 Dtype = Any
@@ -58,6 +59,52 @@ def initializer(scale: float = 1.0) -> nnx.Initializer:
     return nnx.initializers.variance_scaling(scale or ZERO_INIT, "fan_avg", "uniform")
 
 
+class Conv(nnx.Conv):
+    """`nnx.Conv` of (batch, *space, channels), ungrouped, by `precision.convolve`."""
+
+    def __call__(  # type: ignore[override]
+        self, x: Float[Array, "batch *space in_channels"]
+    ) -> Float[Array, "batch *places out_channels"]:
+        kernel, dtype = self.kernel[...], self.dtype or jnp.result_type(x, self.kernel[...])
+        strides, dilation = self.strides or 1, self.kernel_dilation or 1
+        h = convolve(x, kernel, dtype, strides=strides, padding=self.padding, dilation=dilation)
+        return h if self.bias is None else offset(h, self.bias[...])
+
+
+class Linear(nnx.Linear):
+    """`nnx.Linear` by `precision.matmul`."""
+
+    def __call__(  # type: ignore[override]
+        self, x: Float[Array, "*places in_features"]
+    ) -> Float[Array, "*places out_features"]:
+        h = self.product(x, self.kernel[...], self.dtype or jnp.result_type(x, self.kernel[...]))
+        return h if self.bias is None else offset(h, self.bias[...])
+
+    @staticmethod
+    def product(x: Array, kernel: Array, dtype: Dtype) -> Array:
+        """x @ kernel."""
+        return matmul(x, kernel, dtype)
+
+
+class Pointwise(Linear):
+    """A linear layer by `convolve_places`."""
+
+    @staticmethod
+    def product(x: Array, kernel: Array, dtype: Dtype) -> Array:
+        """x @ kernel, as a convolution."""
+        return convolve_places(x, kernel, dtype)
+
+
+class Embed(nnx.Embed):
+    """`nnx.Embed`, which takes rows and then rounds them, so that the table's gradient is summed in its precision."""
+
+    def __call__(  # type: ignore[override]
+        self, rows: Int[Array, "*places"]
+    ) -> Float[Array, "*places features"]:
+        table = self.embedding[...]
+        return jnp.take(table, rows, axis=0).astype(self.dtype or table.dtype)
+
+
 def conv(
     in_channels: int,
     out_channels: int,
@@ -70,13 +117,13 @@ def conv(
     dtype: Dtype,
     rngs: nnx.Rngs,
     **options: Any,
-) -> nnx.Conv:
+) -> Conv:
     """A convolution, same-padded unless `options`, those of `nnx.Conv`, say otherwise.
 
     scale: of DDPM's initialiser. init: another one instead.
     """
     size = (kernel,) * dimensions if isinstance(kernel, int) else kernel
-    return nnx.Conv(
+    return Conv(
         in_channels,
         out_channels,
         size,
@@ -90,11 +137,11 @@ def conv(
     )
 
 
-def convolve_upsampled(layer: nnx.Conv, x: Array) -> Array:
+def convolve_upsampled(layer: Conv, x: Array) -> Array:
     """layer(upsample(x)) for nearest neighbours and a convolution of size 3, in 4/9 of the products for an image."""
-    kernel, bias = layer.kernel[...], None if layer.bias is None else layer.bias[...]
-    h = upsample_convolve(x.astype(layer.dtype), kernel.astype(layer.dtype))
-    return h if bias is None else h + across(bias.astype(layer.dtype)[None], h.ndim)
+    kernel = layer.kernel[...]
+    h = upsample_convolve(x, kernel, layer.dtype or jnp.result_type(x, kernel))
+    return h if layer.bias is None else offset(h, layer.bias[...])
 
 
 def dense(
@@ -107,13 +154,10 @@ def dense(
     axes: Axes = ("in", "out"),
     dtype: Dtype,
     rngs: nnx.Rngs,
-    **options: Any,
-) -> nnx.Linear:
-    """A linear layer. scale: of DDPM's initialiser. init: another one instead. axes: the kernel's.
-
-    options: those of `nnx.Linear`.
-    """
-    return nnx.Linear(
+    layer: type[Linear] = Linear,
+) -> Linear:
+    """A linear layer. scale: of DDPM's initialiser. init: another one instead. axes: the kernel's."""
+    return layer(
         in_features,
         out_features,
         kernel_init=init or initializer(scale),
@@ -122,39 +166,30 @@ def dense(
         bias_metadata={"axes": (axes[1] if axes[1] != "out" else "channels",), "trainable": True},
         dtype=dtype,
         rngs=rngs,
-        **options,
     )
 
 
-def pointwise(in_channels: int, out_channels: int, **options: Any) -> nnx.Linear:
+def pointwise(in_channels: int, out_channels: int, **options: Any) -> Linear:
     """A linear map of the channels at every place of `(batch, *space, channels)`: `dense`, computed as a convolution.
 
     The same product as a matrix's, but the gradient of the kernel, a sum over all places, is taken without their
     being transposed: on a CPU the product of matrices takes two to three times as long for it.
     """
-    return dense(
-        in_channels, out_channels, dot_general=lambda x, kernel, *_, **__: convolve_places(x, kernel), **options
-    )
+    return dense(in_channels, out_channels, layer=Pointwise, **options)
 
 
 def convolve_places(
-    x: Float[Array, "batch *space in_channels"], kernel: Float[Array, "in_channels out_channels"]
+    x: Float[Array, "batch *space in_channels"], kernel: Float[Array, "in_channels out_channels"], dtype: Dtype
 ) -> Float[Array, "batch *space out_channels"]:
     """x @ kernel as a convolution; see `pointwise`."""
-    space = x.ndim - 2
-    layout = "NWHD"[: space + 1] + "C"
-    numbers = (layout, layout[1:-1] + "IO", layout)
-    window = kernel.reshape(*(1,) * space, *kernel.shape)
-    return jax.lax.conv_general_dilated(x, window, (1,) * space, "VALID", dimension_numbers=numbers)
+    return convolve(x, kernel.reshape(*(1,) * (x.ndim - 2), *kernel.shape), dtype)
 
 
-def embedding(
-    rows: int, features: int, *, init: nnx.Initializer | None = None, rngs: nnx.Rngs, dtype: Dtype
-) -> nnx.Embed:
+def embedding(rows: int, features: int, *, init: nnx.Initializer | None = None, rngs: nnx.Rngs, dtype: Dtype) -> Embed:
     """A table of `rows` learnt vectors."""
     chosen: dict[str, Any] = {} if init is None else {"embedding_init": init}
     metadata = {"axes": ("table", "out"), "trainable": True}
-    return nnx.Embed(rows, features, embedding_metadata=metadata, dtype=dtype, rngs=rngs, **chosen)
+    return Embed(rows, features, embedding_metadata=metadata, dtype=dtype, rngs=rngs, **chosen)
 
 
 class GroupNorm(nnx.Module):
@@ -220,7 +255,7 @@ class FourierEmbedding(nnx.Module):
 
 def _of_matrices(primitive: Any, *_: Any, **__: Any) -> bool:
     """Whether a result is that of a matrix product or a convolution."""
-    return primitive.name in ("dot_general", "conv_general_dilated")
+    return primitive.name in ("dot_general", "conv_general_dilated", "product")
 
 
 # What of a block is kept for the backward pass; the rest is computed again.

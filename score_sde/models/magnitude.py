@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from score_sde.models.attention import attend, split_heads
 from score_sde.models.layers import Axes, Dtype, by_sample, convolve_places, parameter
+from score_sde.models.precision import convolve, matmul
 from score_sde.models.resample import upsample_convolve
 from score_sde.typing import Params
 
@@ -84,16 +85,11 @@ class MPConv(nnx.Module):
     ) -> Float[Array, "batch *space out"]:
         """upsampled: the convolution of `upsample(x)` instead."""
         fan_in = math.prod(self.kernel.shape[:-1])
-        weight = (unit_kernel(self.kernel[...]) * (gain / math.sqrt(fan_in))).astype(self.dtype)
-        x = x.astype(self.dtype)
-        if weight.ndim == 2:
-            out = x @ weight if x.ndim == 2 else convolve_places(x, weight)
-        elif upsampled:
-            out = upsample_convolve(x, weight)
-        else:
-            layout = ("NHWC", "HWIO", "NHWC")
-            out = jax.lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=layout)
-        return by_sample(out)
+        weight = unit_kernel(self.kernel[...]) * (gain / math.sqrt(fan_in))
+        if upsampled:
+            return by_sample(upsample_convolve(x, weight, self.dtype))
+        product = convolve if weight.ndim > 2 else matmul if x.ndim == 2 else convolve_places
+        return by_sample(product(x, weight, self.dtype))
 
 
 class MPFourier(nnx.Module):

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from score_sde.models.attention import CrossAttention
 from score_sde.models.conditioning import ConditionEmbedding
-from score_sde.models.layers import DTYPES, Dtype, across, conv, dense, parameter, rematerialised
+from score_sde.models.layers import DTYPES, Conv, Dtype, across, conv, dense, parameter, rematerialised
 from score_sde.models.resample import downsample
 from score_sde.models.sigmas import Sigmas, over
 from score_sde.typing import Condition
@@ -134,7 +134,7 @@ class _Builder:
     dtype: Dtype
     rngs: nnx.Rngs
 
-    def conv(self, inputs: int, outputs: int, kernel: int = 3, *, dilation: int = 1, bias: bool = True) -> nnx.Conv:
+    def conv(self, inputs: int, outputs: int, kernel: int = 3, *, dilation: int = 1, bias: bool = True) -> Conv:
         options = {"init": PYTORCH, "bias": bias, "dtype": self.dtype, "rngs": self.rngs, "kernel_dilation": dilation}
         return conv(inputs, outputs, kernel, **options)
 

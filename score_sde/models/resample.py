@@ -17,10 +17,11 @@ import functools
 import itertools
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from score_sde.models.precision import Dtype, convolve
 
 Image = Float[Array, "batch *space channels"]
 NAIVE = (1.0, 1.0)
@@ -38,16 +39,14 @@ def upsample(x: Image, kernel: Sequence[float] = NAIVE, *, border: int = 0) -> I
     return x
 
 
-def upsample_convolve(x: Image, kernel: Float[Array, "*window in out"]) -> Image:
+def upsample_convolve(x: Image, kernel: Float[Array, "*window in out"], dtype: Dtype) -> Image:
     """A same-padded convolution of size 3 with `upsample(x)`, computed on the places of x; see the module."""
     space = x.ndim - 2
-    layout = "NWHD"[: space + 1] + "C"
-    numbers = (layout, layout[1:-1] + "IO", layout)
 
     def along(axis: int, merged: Array, padding: tuple[tuple[int, int], ...]) -> Image:
         """The result, in both of its places along the axes from `axis` on."""
         if axis == space:
-            return jax.lax.conv_general_dilated(x, merged, (1,) * space, padding, dimension_numbers=numbers)
+            return convolve(x, merged, dtype, padding=padding)
         first, middle, last = jnp.split(merged, 3, axis=axis)
         even = along(axis + 1, jnp.concatenate([first, middle + last], axis), (*padding, (1, 0)))
         odd = along(axis + 1, jnp.concatenate([first + middle, last], axis), (*padding, (0, 1)))
@@ -104,7 +103,7 @@ def _shifted_sum(x: Image, axis: int, parts: list[tuple[int, float]], size: int,
     def shifted(offset: int, tap: float) -> Image:
         start = low + offset
         value = padded[(slice(None),) * axis + (slice(start, start + stride * (size - 1) + 1, stride),)]
-        return value if tap == 1 else value * tap
+        return value if tap == 1 else value * float(tap)  # a Python number, which leaves the precision as it is
 
     return functools.reduce(jnp.add, itertools.starmap(shifted, parts))
 

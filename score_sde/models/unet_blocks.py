@@ -22,6 +22,7 @@ from score_sde.errors import Checks
 from score_sde.models.attention import CrossAttention, attend
 from score_sde.models.conditioning import check_unet
 from score_sde.models.layers import DTYPES, REMATS, GroupNorm, across, conv, convolve_upsampled, dense, pointwise
+from score_sde.models.precision import offset
 from score_sde.models.resample import NAIVE, downsample, smooth, upsample
 from score_sde.models.sigmas import Sigmas
 from score_sde.models.video import AttentionOverTime
@@ -211,8 +212,8 @@ class Block(nnx.Module):
         # A linear map of the channels and resampling commute, and the map costs a quarter before it. The offset does
         # not, since a filter sees zeros outside of the image.
         assert self.skip.bias is not None
-        offset = across(self.skip.bias[...][None].astype(x.dtype), x.ndim)
-        return self._resampled(self.skip(x) - offset) + offset
+        mapped = self.skip.product(x, self.skip.kernel[...], x.dtype)
+        return offset(self._resampled(mapped), self.skip.bias[...])
 
 
 class Upsample(nnx.Module):

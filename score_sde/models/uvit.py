@@ -169,7 +169,7 @@ class UViTModule(nnx.Module):
         if settings.positions == "sincos":
             patches = patches + jnp.asarray(sin_cos(self.grid, patches.shape[-1]), patches.dtype)[None]
         h = jnp.concatenate([*(single[:, None] for single in singles), patches], axis=1)
-        positions = self.positions[...].astype(h.dtype)[None]
+        positions = jnp.broadcast_to(self.positions[...], (batch, *self.positions.shape)).astype(h.dtype)
         h = h.at[:, : positions.shape[1]].add(positions)
         if not settings.token_features:
             return h, None

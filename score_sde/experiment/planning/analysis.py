@@ -1,13 +1,14 @@
 """What a compiled program needs of each chip, against what the chip has and what its layout must send.
 
-Of parameters of P bytes in the precision of the computation, a step must send, from each of n devices,
+Of P parameters, whose gathers take b bytes each, of the precision of the computation, and whose sums take 4, of
+float32, a step must send, from each of n devices,
 
-    replicated             2 P (n − 1)/n                   the gradient's mean
-    split over n devices   P (n − 1)/n, three times        gathered forward and backward, the gradient scattered
-    and over r groups      2 (P/n) (r − 1)/r besides       the mean of each part of the gradient
+    replicated             2 · 4 P (n − 1)/n               the gradient's mean
+    split over n devices   (2 b + 4) P (n − 1)/n           gathered forward and backward, the gradient scattered
+    and over r groups      2 · 4 (P/n) (r − 1)/r besides   the mean of each part of the gradient
 
 and the gathers and the scattered gradients once for each micro-batch. Where the r groups are in s slices, q in each,
-the mean of a part of p = P/n bytes is taken in three steps, so that the least crosses the data centre's network:
+the mean of a part of p = 4 P/n bytes is taken in three steps, so that the least crosses the data centre's network:
 
     scattered in a slice   p (q − 1)/q
     between slices         2 (p/q) (s − 1)/s
@@ -140,10 +141,11 @@ def minimum(params: Any, mesh: Mesh, dtype: str, micro_batches: int) -> dict[tup
     for leaf in jax.tree.leaves(params):
         split = names(leaf.sharding.spec)
         gathered, mean = order(split & batch_axes), order(batch_axes - split)
-        size = math.prod(leaf.shape) * BYTES[dtype] / devices(split - batch_axes)
+        own = math.prod(leaf.shape) / devices(split - batch_axes)
+        size = own * BYTES["float32"]  # of what is summed
         n, r = devices(gathered), devices(mean)
         if n > 1:
-            least["all-gather", gathered] += micro_batches * 2 * size * (n - 1) / n
+            least["all-gather", gathered] += micro_batches * 2 * own * BYTES[dtype] * (n - 1) / n
             least["reduce-scatter", gathered] += micro_batches * size * (n - 1) / n
         within = order(set(mean) - {"slice"})
         q, s = devices(within), r // devices(within)
