@@ -73,5 +73,6 @@ class CrossAttention(nnx.Module):
     ) -> Float[Array, "batch *space channels"]:
         batch, channels = x.shape[0], x.shape[-1]
         query = split_heads(self.query(self.norm(x)).reshape(batch, -1, channels), self.heads)
-        key, value = (split_heads(part, self.heads) for part in jnp.split(self.key_value(tokens), 2, axis=-1))
+        parts = self.key_value.project(tokens, 2, self.heads)
+        key, value = (split_heads(part, self.heads) for part in parts)
         return x + self.output(attend(query, key, value, mask).reshape(x.shape))

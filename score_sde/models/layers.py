@@ -48,6 +48,24 @@ def by_sample(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(axes, *free))
 
 
+def by_heads(heads: int) -> bool:
+    """Whether attention of so many heads is split over the mesh's axis `tensor`, whole heads to each device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    size = 1 if mesh.empty else mesh.shape.get("tensor", 1)
+    return size > 1 and heads % size == 0
+
+
+def side_by_side(values: Float[Array, "*axes whole"], parts: int) -> list[Float[Array, "*axes part"]]:
+    """The parts of a kernel or of its offset, such as those of queries, keys and values, each split over `tensor`.
+
+    Devices that share the whole have the heads of one part each; for attention they must have the same heads of every
+    part. Either the kernel moves, once, or the activations of every sample do.
+    """
+    free = (jax.sharding.PartitionSpec.UNCONSTRAINED,) * (values.ndim - 1)
+    spec = jax.sharding.PartitionSpec(*free, "tensor")
+    return [jax.lax.with_sharding_constraint(part, spec) for part in jnp.split(values, parts, axis=-1)]
+
+
 def parameter(value: Array, *axes: str | None, trainable: bool = True) -> nnx.Param:
     """A parameter with a name for each of its axes."""
     assert value.ndim == len(axes), (value.shape, axes)
@@ -79,6 +97,16 @@ class Linear(nnx.Linear):
     ) -> Float[Array, "*places out_features"]:
         h = self.product(x, self.kernel[...], self.dtype or jnp.result_type(x, self.kernel[...]))
         return h if self.bias is None else offset(h, self.bias[...])
+
+    def project(self, x: Float[Array, "*places in_features"], parts: int, heads: int) -> list[Array]:
+        """The result in `parts` on its features, each of `heads`; see `side_by_side`."""
+        if not by_heads(heads):
+            return jnp.split(self(x), parts, axis=-1)
+        dtype = self.dtype or jnp.result_type(x, self.kernel[...])
+        found = [self.product(x, kernel, dtype) for kernel in side_by_side(self.kernel[...], parts)]
+        if self.bias is None:
+            return found
+        return [offset(h, bias) for h, bias in zip(found, side_by_side(self.bias[...], parts), strict=True)]
 
     @staticmethod
     def product(x: Array, kernel: Array, dtype: Dtype) -> Array:

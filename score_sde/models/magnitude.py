@@ -23,7 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from score_sde.models.attention import attend, split_heads
-from score_sde.models.layers import Axes, Dtype, by_sample, convolve_places, parameter
+from score_sde.models.layers import Axes, Dtype, by_heads, by_sample, convolve_places, parameter, side_by_side
 from score_sde.models.precision import convolve, matmul
 from score_sde.models.resample import upsample_convolve
 from score_sde.typing import Params
@@ -84,10 +84,20 @@ class MPConv(nnx.Module):
         self, x: Image, gain: Float[Array, ""] | float = 1.0, *, upsampled: bool = False
     ) -> Float[Array, "batch *space out"]:
         """upsampled: the convolution of `upsample(x)` instead."""
-        fan_in = math.prod(self.kernel.shape[:-1])
-        weight = unit_kernel(self.kernel[...]) * (gain / math.sqrt(fan_in))
         if upsampled:
-            return by_sample(upsample_convolve(x, weight, self.dtype))
+            return by_sample(upsample_convolve(x, self._weight(gain), self.dtype))
+        return self._product(x, self._weight(gain))
+
+    def project(self, x: Tokens, parts: int, heads: int) -> list[Tokens]:
+        """As `layers.Linear.project`."""
+        if not by_heads(heads):
+            return jnp.split(self(x), parts, axis=-1)
+        return [self._product(x, part) for part in side_by_side(self._weight(1.0), parts)]
+
+    def _weight(self, gain: Float[Array, ""] | float) -> Float[Array, "*window in out"]:
+        return unit_kernel(self.kernel[...]) * (gain / math.sqrt(math.prod(self.kernel.shape[:-1])))
+
+    def _product(self, x: Image, weight: Float[Array, "*window in out"]) -> Image:
         product = convolve if weight.ndim > 2 else matmul if x.ndim == 2 else convolve_places
         return by_sample(product(x, weight, self.dtype))
 
@@ -115,7 +125,7 @@ class MPAttention(nnx.Module):
         self.output = MPConv(channels, channels, axes=("heads", "out"), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Image) -> Image:
-        query, key, value = jnp.split(self.query_key_value(_as_tokens(x)), 3, axis=-1)
+        query, key, value = self.query_key_value.project(_as_tokens(x), 3, self.heads)
         found = _cosine_attention(query, key, value, self.heads)
         return mp_sum(x, self.output(found.reshape(x.shape)), self.balance)
 
@@ -133,7 +143,7 @@ class MPCrossAttention(nnx.Module):
         self.output = MPConv(channels, channels, axes=("heads", "out"), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Image, tokens: Tokens, mask: Bool[Array, "batch tokens"]) -> Image:
-        key, value = jnp.split(self.key_value(tokens), 2, axis=-1)
+        key, value = self.key_value.project(tokens, 2, self.heads)
         found = _cosine_attention(self.query(_as_tokens(x)), key, value, self.heads, mask)
         return mp_sum(x, self.output(found.reshape(x.shape)), self.balance)
 

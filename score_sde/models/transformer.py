@@ -168,7 +168,7 @@ class SelfAttention(nnx.Module):
         self, x: Tokens, turn: Rotation | None = None, mask: Bool[Array, "batch tokens"] | None = None
     ) -> Tokens:
         """turn: rotary positions of the tokens. mask: which of them count."""
-        parts = jnp.split(self.query_key_value(x), 3, axis=-1)
+        parts = self.query_key_value.project(x, 3, self.heads)
         query, key, value = (split_heads(part, self.heads) for part in parts)
         if turn is not None:
             query, key = rotated(query, turn), rotated(key, turn)
