@@ -11,6 +11,7 @@ from score_sde.distributed.chips import CHIPS, bandwidth
 from score_sde.distributed.collectives import Collective
 from score_sde.distributed.roofline import Roofline, flops, roofline
 from score_sde.models import NETWORKS, Network
+from score_sde.models.precision import convolve
 
 A = jax.ShapeDtypeStruct((8, 16), jnp.float32)
 B = jax.ShapeDtypeStruct((16, 32), jnp.float32)
@@ -105,3 +106,17 @@ def test_time_of_a_step():
     assert found.bound == "compute"
     assert Roofline(1.0, 2.0, 3.0, 0.5).step == 3.5
     assert Roofline(1.0, 2.0, 1.5, 1.0).bound == "communication"
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_products_in_a_narrow_precision_count_as_others(strides):
+    """Forward, and both gradients."""
+    x, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 4))
+
+    def of(dtype):
+        loss = lambda x, kernel: jnp.sum(convolve(x, kernel, dtype, strides=strides).astype(jnp.float32))
+        return flops(loss, x, kernel), flops(jax.grad(loss, (0, 1)), x, kernel)
+
+    narrow, wide = of(jnp.bfloat16), of(jnp.float32)
+    assert narrow == wide
+    assert narrow[0] > 0

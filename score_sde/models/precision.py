@@ -8,10 +8,10 @@ is a part of the product. A product is bilinear,
 
 and each of the three is bilinear in its operands, whose gradients are the other two. So one primitive holds all of
 them, to any order, forwards and backwards: operands are rounded to the narrow precision, as is what it gives, but w̄,
-which is given, and therefore summed over devices, in the precision of w. Micikevicius et al. 2018 keep the weights so;
-the sums over devices are as in MaxText's and EDM2's trainings, which reduce gradients in float32.
+which is given, and therefore summed over devices, in the precision of w. (Micikevicius et al. 2018 keep the weights in
+the wide precision, and round their gradients to the narrow one.)
 
-In a `vmap` the product becomes its plain operations, and w̄ is rounded after the sum over the samples.
+A `vmap` makes of a product its plain operations, so that a gradient taken outside of it is rounded.
 """
 
 import dataclasses
