@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -517,6 +518,14 @@ class TestManifest:
     def test_none(self, tmp_path):
         with pytest.raises(UserError, match="scripts/prepare_dataset makes such folders"):
             Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("cores", [1, 256, 384])
+def test_as_many_processes_as_cores_but_no_more_than_are_taken(cores, three, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(three), str(tmp_path / "out"), "--resolution=4"])
+    flags = runpy.run_path(str(SCRIPT))["arguments"]()
+    assert Settings(**vars(flags)).processes == min(cores, 256)
 
 
 def test_help():
