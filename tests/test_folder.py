@@ -1,6 +1,7 @@
 """Images in a folder or a zip: which they are, what labels they have, what is in which part; every mistake by name."""
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -127,6 +128,12 @@ class TestFolder:
             ["labels.json and train/labels.json"],
         ),
         "no JSON": ({"a.png": IMAGES[0], "labels.json": b"{"}, {}, ["labels.json is no JSON"]),
+        "deep JSON": ({"a.png": IMAGES[0], "labels.json": b"[" * 100000}, {}, ["labels.json is nested too deeply"]),
+        "a deep line": (
+            {"a.png": IMAGES[0], "metadata.jsonl": b"[" * 100000},
+            {},
+            ["line 1 of metadata.jsonl is nested too deeply"],
+        ),
         "another JSON": ({"a.png": IMAGES[0], "labels.json": {"labels": [1, 2]}}, {}, ["must hold", "labels"]),
         "a line without a name": (
             {"a.png": IMAGES[0], "metadata.jsonl": b'{"file_name": "a.png"}\n{"label": 1}'},
@@ -174,6 +181,27 @@ class TestFolder:
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"a.png: it is damaged in the zip|a.png: it is damaged"):
             self.source(path).split("train"), self.source(path).split("test")
+
+    @pytest.mark.parametrize("name", ["dataset.json", "metadata.jsonl"])
+    def test_labels_damaged_in_a_zip(self, name, tmp_path):
+        files = {"z.png": self.IMAGES[0], name: b'{"file_name": "z.png", "labels": {"z.png": 0}}'}
+        path = zipped(write(tmp_path / "set", files), tmp_path / "set.zip")
+        content = bytearray(path.read_bytes())
+        content[content.index(b'"labels"') + 1] ^= 1  # stored first, without compression
+        path.write_bytes(content)
+        refused(self.source(path, classes=1), f"{name} cannot be read: it is damaged in the zip: Bad CRC-32")
+
+    def test_names_need_not_be_utf8(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(on_demand, "HELD", 0)
+        for name, image in zip((b"\xff.png", b"\xfe.png", b"c.png"), self.IMAGES[:3], strict=True):
+            (tmp_path / os.fsdecode(name)).write_bytes(png(image))
+        source = self.source(tmp_path)
+        assert both(source) == sorted((image.tobytes(), 0) for image in self.IMAGES[:3])
+        first = source.split("train").fingerprint
+        assert source.split("train").fingerprint == first != source.split("test").fingerprint
+        kept = source.split("train").names[0]
+        os.rename(tmp_path / kept, tmp_path / os.fsdecode(b"\xfd.png"))
+        assert self.source(tmp_path).split("train").fingerprint != first
 
     def test_large_sets_are_read_on_demand_and_alike(self, tmp_path, monkeypatch):
         self.labelled(tmp_path / "set", "dataset.json")

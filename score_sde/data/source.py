@@ -82,7 +82,7 @@ class Subset:
 
 
 def digest(*parts: object) -> str:
-    """SHA-256 of the parts, bytes or what `str` says of them, each with its length."""
+    """SHA-256 of the parts, bytes or what `str` says of them, each with its length; a file name need not be UTF-8."""
     return digest_of(parts)
 
 
@@ -90,7 +90,7 @@ def digest_of(parts: Iterable[object]) -> str:
     """The same of parts that are made one at a time."""
     sha = hashlib.sha256()
     for part in parts:
-        content = part if isinstance(part, bytes | memoryview) else str(part).encode()
+        content = part if isinstance(part, bytes | memoryview) else str(part).encode(errors="surrogateescape")
         sha.update(len(content).to_bytes(8, "little"))
         sha.update(content)
     return sha.hexdigest()
