@@ -242,7 +242,7 @@ def _written(files: Files, bases: Sequence[str]) -> tuple[str, dict[str, Item]] 
 
 def _pairs(files: Files, name: str, base: str) -> Iterator[Item]:
     """Of {"labels": [[file, class], …]} or {"labels": {file: class, …}}; none for {"labels": null}."""
-    content = _json(files, name, files.read(name))
+    content = _json(files, name, _read(files, name))
     labels = content.get("labels") if isinstance(content, dict) else content
     pairs = list(labels.items()) if isinstance(labels, dict) else labels or []
     if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
@@ -253,7 +253,7 @@ def _pairs(files: Files, name: str, base: str) -> Iterator[Item]:
 
 def _lines(files: Files, name: str, base: str) -> Iterator[Item]:
     """Of lines {"file_name": …, "label": …, "text": …}."""
-    for number, line in enumerate(files.read(name).decode("utf-8", "replace").splitlines(), 1):
+    for number, line in enumerate(_read(files, name).decode("utf-8", "replace").splitlines(), 1):
         if not line.strip():
             continue
         entry = _json(files, f"line {number} of {name}", line)
@@ -264,11 +264,20 @@ def _lines(files: Files, name: str, base: str) -> Iterator[Item]:
         yield Item(_path(base, file), None if label is None else _label(files, name, file, label), caption)
 
 
+def _read(files: Files, name: str) -> bytes:
+    try:
+        return files.read(name)
+    except OSError as error:
+        raise UserError(f"{files.title}: {name} cannot be read: {error.strerror or error}") from error
+
+
 def _json(files: Files, where: str, text: bytes | str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
         raise UserError(f"{files.title}: {where} is no JSON: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{files.title}: {where} is nested too deeply for JSON of labels") from error
 
 
 def _path(base: str, file: object) -> str:
