@@ -20,6 +20,7 @@ from score_sde.data.image_records import MANIFEST, Manifest, checksum, decode, d
 from score_sde.data.preparation import Preparation, Settings
 from score_sde.errors import RunFailed, UserError
 from tests import program
+from tests.sources import zipped
 
 SCRIPT = program.ROOT / "scripts" / "prepare_dataset"
 FILES, DAMAGED = 2000, 10
@@ -422,6 +423,19 @@ def test_sources_that_are_refused(name, message, tmp_path):
         prepared(source, tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["photos.target.zip", "set.tar.zip", "no name of a zip"])
+def test_a_zip_is_one_by_its_content(name, three, tmp_path):
+    assert prepared(zipped(three, tmp_path / name), tmp_path / "out").records == 3
+
+
+def test_a_tar_is_one_by_its_content(three, tmp_path):
+    """Also where it holds a zip, whose end is near the tar's."""
+    with tarfile.open(tmp_path / "set", "w") as archive:
+        archive.add(three, ".")
+        archive.add(zipped(three, tmp_path / "last.zip"), "last.zip")
+    assert prepared(tmp_path / "set", tmp_path / "out").records == 3
 
 
 @pytest.mark.parametrize("length", [700, 1600, 2048, 2500, 3072])

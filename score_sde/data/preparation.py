@@ -17,6 +17,7 @@ import json
 import os
 import re
 import tarfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -279,7 +280,8 @@ class Preparation:
 
 
 def _open(source: Path) -> Files:
-    tar = source.is_file() and (".tar" in source.name or tarfile.is_tarfile(source))
+    called = ".tar" in source.suffixes and not zipfile.is_zipfile(source)  # a damaged one is told of as a tar, too
+    tar = source.is_file() and (called or tarfile.is_tarfile(source))
     return TarFiles.of(source) if tar else open_files(source)
 
 
