@@ -262,6 +262,16 @@ class TestTFDS:
         assert records.fields == ("image",)
 
 
+def riff(content, tag=1, bits=16, frame=2, guid="", whole=None, data=None, before=b""):
+    """A file of 8,000 samples a second. whole, data: what it says of its lengths. guid: a subformat's, without
+    the number of the plain format that it begins with."""
+    form = struct.pack("<HHIIHH", 0xFFFE if guid else tag, 1, 8000, 16000, frame, bits)
+    if guid:
+        form += struct.pack("<HHIH", 22, bits, 4, tag) + bytes.fromhex(guid)
+    chunk = lambda name, body, length: name + struct.pack("<I", len(body) if length is None else length) + body
+    return chunk(b"RIFF", b"WAVE" + chunk(b"fmt ", form, None) + before + chunk(b"data", content, data), whole)
+
+
 class TestWAV:
     def source(self, root, **settings):
         return SOURCES["wav"](folder=str(root), **{"length": 100, "rate": 8000, **settings})
@@ -295,6 +305,28 @@ class TestWAV:
             exact = (stored / levels + 0.5) * 65536
             assert np.abs(got - np.minimum(exact, 65535)).max() <= 0.5
 
+    @pytest.mark.parametrize(
+        "told",
+        [
+            {"whole": 0},
+            {"whole": 60},
+            {"whole": 2**32 - 1, "data": 2**32 - 1},  # ffmpeg into a pipe
+            {"whole": 0x7FFFF024, "data": 0x7FFFF000},  # SoX
+            {"guid": "000000001000800000aa00389b71"},
+            {"before": b"LIST" + (5).to_bytes(4, "little") + b"notes\0"},
+        ],
+    )
+    def test_headers(self, told, tmp_path):
+        """By hand, as Microsoft describes them: lengths of writers that could not know them, other chunks before the
+        data, and WAVE_FORMAT_EXTENSIBLE."""
+        values = RANDOM.integers(-(2**15), 2**15, (150, 1))
+        (tmp_path / "train").mkdir()
+        (tmp_path / "train" / "a.wav").write_bytes(riff(values.astype("<i2").tobytes(), **told))
+        wav(tmp_path / "test" / "b.wav", values)
+        source = self.source(tmp_path)
+        np.testing.assert_array_equal(*(whole(source.split(part), "image") for part in ("train", "test")))
+        np.testing.assert_array_equal(source.split("train").gather(np.array([1]))["image"][0], values[50:] + 2**15)
+
     def test_labels_and_parts(self, tmp_path):
         for part, count in (("train", 4), ("test", 2)):
             for n in range(count):
@@ -324,7 +356,13 @@ class TestWAV:
             "rate": (lambda path: wav(path, good, rate=44100), "it has 44100 samples a second, data.rate=8000"),
             "stereo": (lambda path: wav(path, np.zeros((200, 2), int)), "it has 2 channels, data.channels=1"),
             "text": (lambda path: path.write_bytes(b"text"), "no WAV file of linear PCM"),
-            "nothing": (lambda path: path.write_bytes(b""), "no WAV file"),
+            "nothing": (lambda path: path.write_bytes(b""), "no WAV file of linear PCM: it has no bytes"),
+            "floats": (lambda path: path.write_bytes(riff(b"", tag=3)), "linear PCM: its format is floats"),
+            "wide": (lambda path: path.write_bytes(riff(b"", bits=40)), "it has 40 bits a sample"),
+            "padded": (lambda path: path.write_bytes(riff(b"", bits=24, frame=4)), "4 bytes for a sample of 1"),
+            "none": (lambda path: path.write_bytes(riff(b"")[:36]), "linear PCM: it ends before its data"),
+            "no format": (lambda path: path.write_bytes(riff(b"")[:12] + riff(b"")[36:]), "nothing before its data"),
+            "other": (lambda path: path.write_bytes(riff(b"", guid="00002107d3118644c8c1ca000000")), "is number 65534"),
             "empty": (lambda path: wav(path, good[:0]), "it is empty"),
             "cut": (lambda path: path.write_bytes((tmp_path / "good.wav").read_bytes()[:-50]), "it is cut short"),
         }

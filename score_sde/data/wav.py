@@ -8,8 +8,10 @@ and 32 bits is read; it becomes 65,536 levels, of more bits by rounding. Labels,
 
 import dataclasses
 import functools
-import wave
+import os
+import struct
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt16
@@ -23,6 +25,11 @@ from score_sde.errors import Checks, UserError
 
 SUFFIXES = (".wav", ".wave")
 SILENCE = 2**15  # its level
+PCM, EXTENSIBLE = 1, 0xFFFE
+SUBFORMAT = bytes.fromhex("000000001000800000aa00389b71")  # of the GUID that begins with the plain format's number
+FORMATS = {2: "ADPCM", 3: "floats", 6: "A-law", 7: "mu-law"}  # of those that are not read
+UNKNOWN = 0x7FFF0000  # bytes; from here on, lengths are those of writers into a pipe, which cannot know: up to the end
+NO_WAV = "it is no WAV file of linear PCM"
 
 Sound = UInt16[np.ndarray, "time channels"]
 
@@ -158,31 +165,24 @@ class Segments(OnDemand):
 
 def _length(path: Path, rate: int, channels: int) -> int:
     """A file's, in samples. Raises DamagedImage unless it is whole, of this rate and these channels."""
-    with _open(path) as file:
-        count = file.getnframes()
-        if file.getframerate() != rate:
-            raise DamagedImage(
-                f"it has {file.getframerate()} samples a second, data.rate={rate}: resample it, or set it"
-            )
-        if file.getnchannels() != channels:
-            raise DamagedImage(f"it has {file.getnchannels()} channels, data.channels={channels}")
-        if not 1 <= file.getsampwidth() <= 4:
-            raise DamagedImage(f"it has {8 * file.getsampwidth()} bits a sample, not 8, 16, 24 or 32")
-        if count == 0:
-            raise DamagedImage("it is empty")
-        file.setpos(count - 1)
-        if len(file.readframes(1)) < file.getsampwidth() * channels:
-            raise DamagedImage(f"it is cut short: it says that it has {count} samples")
-        return count
+    layout = _layout(path)
+    if layout.rate != rate:
+        raise DamagedImage(f"it has {layout.rate} samples a second, data.rate={rate}: resample it, or set it")
+    if layout.channels != channels:
+        raise DamagedImage(f"it has {layout.channels} channels, data.channels={channels}")
+    if layout.count == 0:
+        raise DamagedImage("it is empty")
+    return layout.count
 
 
 def _read(path: Path, start: int, length: int) -> Sound:
     """The levels of a stretch, shorter where the file ends."""
-    with _open(path) as file:
-        width, channels, count = file.getsampwidth(), file.getnchannels(), min(length, file.getnframes() - start)
-        file.setpos(start)
-        content = file.readframes(count)
-    if len(content) != count * width * channels:
+    _, channels, width, begin, count = _layout(path)
+    wanted = min(length, count - start) * width * channels
+    with path.open("rb") as file:
+        file.seek(begin + start * width * channels)
+        content = file.read(max(wanted, 0))
+    if len(content) != wanted:
         raise DamagedImage(f"it is cut short after sample {start}")
     return to_levels(content, width).reshape(-1, channels)
 
@@ -198,8 +198,62 @@ def to_levels(content: bytes, width: int) -> UInt16[np.ndarray, "values"]:
     return np.minimum(np.rint(values / 2**16) + SILENCE, 2**16 - 1).astype(np.uint16)
 
 
-def _open(path: Path) -> wave.Wave_read:
+# --- the file ------------------------------------------------------------------------------------------------------
+
+
+class Layout(NamedTuple):
+    """Samples a second, channels, bytes of a value, the place of the first one, and the number of samples."""
+
+    rate: int
+    channels: int
+    width: int
+    begin: int
+    count: int
+
+
+def _layout(path: Path) -> Layout:
+    """That of a file. What RIFF says of the whole length is not looked at: files that went through a pipe lack it.
+
+    Raises DamagedImage unless it is of linear PCM, plain or WAVE_FORMAT_EXTENSIBLE, and whole.
+    """
     try:
-        return wave.open(str(path), "rb")
-    except (wave.Error, EOFError, OSError) as error:
-        raise DamagedImage(f"it is no WAV file of linear PCM: {error or 'it ends too early'}") from error
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            form, (begin, length) = _chunks(file, end)
+    except OSError as error:
+        raise DamagedImage(f"it cannot be read: {error.strerror}") from error
+    tag, channels, rate, _, frame, bits = struct.unpack("<HHIIHH", form[:16])
+    if tag == EXTENSIBLE and form[26:40] == SUBFORMAT:
+        tag = int.from_bytes(form[24:26], "little")
+    width = -(-bits // 8)
+    if tag != PCM:
+        raise DamagedImage(f"{NO_WAV}: its format is {FORMATS.get(tag, f'number {tag}')}")
+    if not 1 <= width <= 4:
+        raise DamagedImage(f"it has {bits} bits a sample, not 8, 16, 24 or 32")
+    if channels == 0 or frame != channels * width:
+        raise DamagedImage(f"it has {frame} bytes for a sample of {channels} channels of {bits} bits")
+    if length >= UNKNOWN:
+        length = min(length, end - begin)
+    if length > end - begin:
+        raise DamagedImage(f"it is cut short: it says that it has {length // frame} samples")
+    return Layout(rate, channels, width, begin, length // frame)
+
+
+def _chunks(file: IO[bytes], end: int) -> tuple[bytes, tuple[int, int]]:
+    """What stands in the chunk of the format; where that of the data begins, and what it says of its length."""
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] + head[8:] != b"RIFFWAVE":
+        raise DamagedImage(f"{NO_WAV}: it {'does not begin as one' if head else 'has no bytes'}")
+    form, place = b"", len(head)
+    while place + 8 <= end:
+        file.seek(place)
+        name, length = struct.unpack("<4sI", file.read(8))
+        if name == b"fmt ":
+            form = file.read(min(length, 40))
+        if name == b"data":
+            if len(form) < 16:
+                raise DamagedImage(f"{NO_WAV}: nothing before its data says what they are")
+            return form, (place + 8, length)
+        place += 8 + length + length % 2
+    raise DamagedImage(f"{NO_WAV}: it ends before its data")
