@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import pytest
 
-from score_sde.data import SOURCES, InMemory, on_demand, whole
+from score_sde.data import SOURCES, InMemory, image_records, on_demand, whole
 from score_sde.data.image_records import encode
 from score_sde.data.listing import held_out
 from score_sde.data.toys import TOYS
@@ -149,6 +149,15 @@ class TestArrayRecord:
         assert both(self.source(root / pattern)) == self.EXPECTED
         records = pickle.loads(pickle.dumps(self.source(root).split("train")))
         assert len(records.gather(np.array([0, 3]))["image"]) == 2
+
+    def test_both_parts_share_what_is_held(self, tmp_path, monkeypatch):
+        root, decoded, decode = shards(tmp_path / "set", self.IMAGES, self.LABELS), [], image_records.decode
+        monkeypatch.setattr(image_records, "decode", lambda record: decoded.append(record) or decode(record))
+        source = self.source(root)
+        train, test = source.split("train"), source.split("test")
+        assert len(decoded) == len(train) + len(test) == len(self.IMAGES)
+        assert train.records is test.records
+        assert train.fingerprint != test.fingerprint
 
     def test_another_pattern_for_testing(self, tmp_path):
         root, other = (shards(tmp_path / name, self.IMAGES, self.LABELS) for name in "ab")

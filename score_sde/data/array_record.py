@@ -45,15 +45,18 @@ class ArrayRecord(SquareImages):
         no shards, or they are damaged."""
         if not self.pattern:
             raise UserError("data: which shards? set data.source=array_record:PATTERN")
-        pattern = self.test if self.test and name == "test" else self.pattern
-        records = held_if_small(self._open(pattern), self.shape)
         if self.test:
-            return records
+            return held_if_small(self._open(self.test if name == "test" else self.pattern), self.shape)
         try:
-            held = held_out(len(records), self.test_share)
+            held = held_out(len(self._shared), self.test_share)
         except UserError as error:
-            raise UserError(f"data: {pattern}: {error}") from error
-        return Subset(records, np.flatnonzero(held if name == "test" else ~held))
+            raise UserError(f"data: {self.pattern}: {error}") from error
+        return Subset(self._shared, np.flatnonzero(held if name == "test" else ~held))
+
+    @functools.cached_property
+    def _shared(self) -> Records:
+        """What both parts are taken of: read, and held in memory where it is small, once for the two."""
+        return held_if_small(self._open(self.pattern), self.shape)
 
     def _open(self, pattern: str) -> OnDemand:
         from array_record.python.array_record_data_source import ArrayRecordDataSource  # of this source and tfds alone
