@@ -1,5 +1,6 @@
 """scripts/prepare_dataset: what it reads and refuses, that damage is named, and that it goes on where it was."""
 
+import contextlib
 import io
 import json
 import os
@@ -16,11 +17,12 @@ import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
+from score_sde.data import SOURCES
 from score_sde.data.image_records import MANIFEST, Manifest, checksum, decode, decode_header, encode
 from score_sde.data.preparation import Preparation, Settings
 from score_sde.errors import RunFailed, UserError
 from tests import program
-from tests.sources import zipped
+from tests.sources import both, refused, zipped
 
 SCRIPT = program.ROOT / "scripts" / "prepare_dataset"
 FILES, DAMAGED = 2000, 10
@@ -225,6 +227,21 @@ def test_a_changed_shard_is_found(three, tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="is missing"):
         prepared(three, tmp_path / "out")
+
+
+def test_a_set_that_is_not_whole_is_not_read(three, tmp_path):
+    """Not finished, or with a shard missing; a pattern of those that are there is what it says."""
+    out, named = tmp_path / "out", lambda pattern: SOURCES["array_record"](pattern=str(pattern), size=4)
+    with contextlib.closing(Preparation(Settings(source=three, output=out, resolution=4, shards=3)).run()) as steps:
+        while not list(out.glob("*.array_record")):
+            next(steps)
+    for pattern in (out, out / "*.array_record"):
+        refused(named(pattern), "is not finished", "scripts/prepare_dataset")
+    prepared(three, out, shards=3)
+    assert len(both(named(out))) == 3
+    (out / "images-00001-of-00003.array_record").unlink()
+    refused(named(out), "lacks images-00001-of-00003.array_record, which manifest.json names")
+    assert len(both(named(out / "*.array_record"))) == 2
 
 
 def test_a_shard_that_changed_before_the_end_is_made_again(three, tmp_path):

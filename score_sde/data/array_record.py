@@ -16,8 +16,8 @@ import numpy as np
 from score_sde.data import image_records
 from score_sde.data.decoding import CHANNELS, DamagedImage, Pixels, as_channels, to_square
 from score_sde.data.examples import FEATURES, Deserialised, examples
-from score_sde.data.image_records import MANIFEST, Manifest
-from score_sde.data.listing import held_out
+from score_sde.data.image_records import MANIFEST, UNDERWAY, Manifest
+from score_sde.data.listing import held_out, some
 from score_sde.data.on_demand import OnDemand, held_if_small, sampled
 from score_sde.data.source import Records, SquareImages, Subset, digest, digest_of
 from score_sde.errors import Checks, UserError
@@ -63,6 +63,8 @@ class ArrayRecord(SquareImages):
 
         paths = _shards(pattern)
         folder = paths[0].parent
+        if (folder / UNDERWAY).exists() and not (folder / MANIFEST).exists():
+            raise UserError(f"data: {folder} is not finished: run scripts/prepare_dataset as before, which goes on")
         try:
             source = ArrayRecordDataSource([str(path) for path in paths])
             count = len(source)
@@ -73,10 +75,12 @@ class ArrayRecord(SquareImages):
         settings = (self.classes, self.size, self.channels)
         if (folder / FEATURES).is_file():
             return examples(Deserialised(source, folder), f"{folder.name} {[path.name for path in paths]}", *settings)
-        return Prepared(source, pattern, self._identity(folder, paths, count), self.classes > 0, *settings)
+        identity = self._identity(folder, paths, count, whole=Path(pattern).is_dir())
+        return Prepared(source, pattern, identity, self.classes > 0, *settings)
 
-    def _identity(self, folder: Path, paths: list[Path], count: int) -> str | None:
-        """What the manifest says of the shards, once it is checked; None where there is none."""
+    def _identity(self, folder: Path, paths: list[Path], count: int, *, whole: bool) -> str | None:
+        """What the manifest says of the shards, once it is checked; None where there is none. whole: whether all of
+        them must be there."""
         if not (folder / MANIFEST).is_file():
             return None
         manifest = Manifest.read(folder)
@@ -84,6 +88,9 @@ class ArrayRecord(SquareImages):
         unknown = [path.name for path in paths if path.name not in shards]
         if unknown:
             raise UserError(f"data: {folder / MANIFEST} does not name {unknown[0]}")
+        missing = sorted(shards.keys() - {path.name for path in paths}) if whole else []
+        if missing:
+            raise UserError(f"data: {folder} lacks {some(missing)}, which {MANIFEST} names")
         told = sum(shards[path.name].records for path in paths)
         if told != count:
             raise UserError(f"data: {folder / MANIFEST} tells of {told} records; the shards hold {count}")

@@ -23,6 +23,7 @@ from score_sde.errors import UserError
 
 FORMAT = "score_sde images 1"
 MANIFEST = "manifest.json"
+UNDERWAY = ".preparation.json"  # the settings of a folder that is not finished
 LENGTH = 4  # bytes of L
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
 

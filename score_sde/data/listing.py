@@ -158,9 +158,7 @@ def list_items(files: Files, suffixes: Sequence[str]) -> list[Item]:
     where, labels = written
     absent = sorted(labels.keys() - set(found))
     if absent:
-        raise UserError(
-            f"{files.title}: {where} names {_some(absent)}, not among the {len(found)} files that are there"
-        )
+        raise UserError(f"{files.title}: {where} names {some(absent)}, not among the {len(found)} files that are there")
     return [labels.get(name, Item(name, None, None)) for name in names]
 
 
@@ -171,13 +169,13 @@ def numbered(items: Sequence[Item], title: str) -> tuple[Int[np.ndarray, "items"
     """
     without = [item.name for item in items if item.label is None]
     if without:
-        raise UserError(f"{title}: no class is given for {_some(without)}")
+        raise UserError(f"{title}: no class is given for {some(without)}")
     names = sorted({item.label for item in items if isinstance(item.label, str)})
     if not names:
         return np.asarray([item.label for item in items], np.int64), None
     mixed = [item.name for item in items if not isinstance(item.label, str)]
     if mixed:
-        raise UserError(f"{title}: the class of {_some(mixed)} is a number, those of others are names")
+        raise UserError(f"{title}: the class of {some(mixed)} is a number, those of others are names")
     number = {name: place for place, name in enumerate(names)}
     return np.asarray([number[str(item.label)] for item in items], np.int64), names
 
@@ -296,7 +294,7 @@ def _label(files: Files, name: str, file: object, label: object) -> int | str:
     return label
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """The first few, and how many there are."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from score_sde.data.decoding import CHANNELS, RESAMPLINGS, SUFFIXES, DamagedImage, decode_image, to_square
-from score_sde.data.image_records import MANIFEST, Manifest, Shard, checksum, encode, fingerprint
+from score_sde.data.image_records import MANIFEST, UNDERWAY, Manifest, Shard, checksum, encode, fingerprint
 from score_sde.data.listing import LABEL_FILES, PARTS, Files, Item, list_items, numbered, open_files, split
 from score_sde.data.tar_files import TarFiles
 from score_sde.data.workers import Workers
@@ -35,7 +35,6 @@ AT_A_TIME = 32  # files that a worker is given
 OF_A_SHARD, FEWEST_SHARDS = 8192, 8
 MOST_BYTES = 2**28  # of a file
 MOST_CLASSES = 2**20
-UNDERWAY = ".preparation.json"  # the settings of a folder that is not finished
 NAMED = 5  # files, in a message
 WRITER = "group_size:1,uncompressed"  # each record read alone; PNG is compressed already
 
