@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from score_sde import build
@@ -11,6 +12,8 @@ from score_sde.command_line import parse
 from score_sde.evaluation.metrics import METRICS
 from score_sde.experiment import ALONE, MODES
 from score_sde.models import CLASSIFIERS, NETWORKS
+from tests import program
+from tests.sources import write
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = {
@@ -62,6 +65,22 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
     if flags.mode == "plan":  # for devices that are not here, and with a compiler that need not be
         overrides = {key: value for key, value in overrides.items() if not key.startswith("mesh.")}
     build.build(build.load_config(flags.config), overrides, tmp_path, command)
+
+
+def test_own_data_in_five_lines(tmp_path, monkeypatch):
+    """All that is checked before anything is computed, in a workdir that both commands share."""
+    section = DOCUMENTS["data.md"].partition("## Own data in five lines\n")[2].partition("```\n\n")[0]
+    commands = re.findall(r"^python main\.py (.*)$", section.replace("\\\n", " "), re.MULTILINE)
+    assert len(commands) == 2
+    for n in range(200):
+        write(tmp_path / "my_images" / ("cats", "dogs")[n % 2], {f"{n}.png": np.full((20, 30, 3), n, np.uint8)})
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    for mode in ("all", "sample"):
+        reached = MODES[mode]._replace(run=lambda *_: None, needs_checkpoint=lambda _: False)
+        monkeypatch.setitem(MODES, mode, reached)
+    for command in commands:
+        assert program.main(shlex.split(command)) == 0
 
 
 def rows(header):
