@@ -170,15 +170,15 @@ def _length(path: Path, rate: int, channels: int) -> int:
         raise DamagedImage(f"it has {layout.rate} samples a second, data.rate={rate}: resample it, or set it")
     if layout.channels != channels:
         raise DamagedImage(f"it has {layout.channels} channels, data.channels={channels}")
-    if layout.count == 0:
+    if layout.samples == 0:
         raise DamagedImage("it is empty")
-    return layout.count
+    return layout.samples
 
 
 def _read(path: Path, start: int, length: int) -> Sound:
     """The levels of a stretch, shorter where the file ends."""
-    _, channels, width, begin, count = _layout(path)
-    wanted = min(length, count - start) * width * channels
+    _, channels, width, begin, samples = _layout(path)
+    wanted = min(length, samples - start) * width * channels
     with path.open("rb") as file:
         file.seek(begin + start * width * channels)
         content = file.read(max(wanted, 0))
@@ -208,7 +208,7 @@ class Layout(NamedTuple):
     channels: int
     width: int
     begin: int
-    count: int
+    samples: int
 
 
 def _layout(path: Path) -> Layout:
