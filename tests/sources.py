@@ -59,6 +59,7 @@ def refused(source, *words, name="train"):
         source.split(name)
     text = str(error.value)
     assert "\n" not in text
+    assert text.count("data: ") == text.startswith("data: ")
     for word in words:
         assert word in text, text
 

@@ -47,11 +47,12 @@ class ArrayRecord(SquareImages):
             raise UserError("data: which shards? set data.source=array_record:PATTERN")
         if self.test:
             return held_if_small(self._open(self.test if name == "test" else self.pattern), self.shape)
+        records = self._shared
         try:
-            held = held_out(len(self._shared), self.test_share)
+            held = held_out(len(records), self.test_share)
         except UserError as error:
             raise UserError(f"data: {self.pattern}: {error}") from error
-        return Subset(self._shared, np.flatnonzero(held if name == "test" else ~held))
+        return Subset(records, np.flatnonzero(held if name == "test" else ~held))
 
     @functools.cached_property
     def _shared(self) -> Records:
