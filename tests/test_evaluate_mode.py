@@ -1,14 +1,17 @@
 """--mode=evaluate and --mode=statistics through main.py, on a network too small to be any good."""
 
 import json
+import os
 import shutil
 import signal
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from score_sde.data import SOURCES, whole
 from score_sde.experiment import evaluate
+from score_sde.experiment.evaluating import folder
 from score_sde.experiment.pictures import write_png
 from tests import program
 
@@ -181,16 +184,32 @@ def test_statistics_of_another_project(run, tmp_path):
 
 def test_a_folder_of_images(run, tmp_path, capsys):
     """The test images themselves, of which only their rounding to 8 bits is a distance away."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
+    place = tmp_path / "pictures"
+    place.mkdir()
     for number, image in enumerate(whole(SOURCES["digits"]().split("test"), "image")):
-        write_png(folder / f"{number}.png", np.round(image * (255 / 16)).astype(np.uint8))
+        write_png(place / f"{number}.png", np.round(image * (255 / 16)).astype(np.uint8))
     both = ("--config.evaluation.extractors=pixels,digits_cnn", "--config.evaluation.metrics=frechet,inception_score")
-    told = read(run(f"--config.evaluation.images={folder}", *both) / "images.json")
+    told = read(run(f"--config.evaluation.images={place}", *both) / "images.json")
     assert told["samples"] == 500
     assert abs(told["metrics"]["frechet_pixels"]["images"]["whole"]["value"]) < 1e-4
     assert set(told["metrics"]) == {"frechet_pixels", "frechet_digits_cnn", "inception_score_digits_cnn"}
     assert "500 images of 8x8" in capsys.readouterr().out
+
+
+def test_images_that_were_overwritten_are_looked_at_anew(run, tmp_path, monkeypatch):
+    """Of a run that was killed at its end, whose batches are kept: files of the same names and sizes, others in them.
+    A name need not be UTF-8."""
+    monkeypatch.setattr(folder, "discard", lambda unfinished: None)
+    place = tmp_path / "pictures"
+    place.mkdir()
+    figures = []
+    for seed in (0, 0, 1):
+        for number, image in enumerate(np.random.default_rng(seed).integers(0, 256, (6, 8, 8), np.uint8)):
+            Image.fromarray(image).save(os.fsencode(place) + b"/\xe9%d.bmp" % number, format="bmp")
+        reports = run(f"--config.evaluation.images={place}", "--config.evaluation.metrics=frechet")
+        figures.append(read(reports / "images.json")["metrics"]["frechet_pixels"]["images"]["whole"]["value"])
+    assert figures[0] == figures[1]
+    assert figures[0] != figures[2]
 
 
 BAD = {

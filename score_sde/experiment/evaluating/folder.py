@@ -54,14 +54,12 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
                 raise UserError(f"evaluation.images: {files.title}: {name} has {sizes}; they must be of one size")
         return looked_at(extractors, np.stack(images))
 
-    prints = [extractor.fingerprint for extractor in extractors.values()]
-    contents = "".join(f"{name} {files.size(name)}\n" for name in names)
-    key = hashlib.sha256(f"{files.title} {prints} {shape}\n{contents}".encode()).hexdigest()[:16]
-    unfinished = experiment.workdir.reports / f".{NAME}"
-    parts = run_batches(f"evaluate {files.title}", unfinished, key, -(-len(names) // real.BATCH), compute, stop)
+    title = _bytes(files.title).decode(errors="backslashreplace")  # it is printed
+    unfinished, key = experiment.workdir.reports / f".{NAME}", _fingerprint(files, names, extractors, shape)
+    parts = run_batches(f"evaluate {title}", unfinished, key, -(-len(names) // real.BATCH), compute, stop)
     if jax.process_index() == 0:
         figures = reference.figures({NAME: features_of(extractors, parts)})
-        told: dict[str, Any] = {"images": files.title, "samples": len(names), "size": list(shape)}
+        told: dict[str, Any] = {"images": title, "samples": len(names), "size": list(shape)}
         told |= {"reference": real.described(experiment), "metrics": figures}
         write_json(experiment.workdir.reports / f"{NAME}.json", told)
         for line in lines(told):
@@ -114,11 +112,32 @@ def _listed(experiment: Experiment) -> tuple[Files, list[str]]:
     return files, names
 
 
+def _fingerprint(files: Files, names: list[str], extractors: dict[str, Extractor], shape: tuple[int, ...]) -> str:
+    """Of all that the images' features depend on, their bytes before all."""
+    digest = hashlib.sha256(f"{[each.fingerprint for each in extractors.values()]} {shape}".encode())
+    for name in names:
+        digest.update(_bytes(f"{name}\n") + hashlib.sha256(_read(files, name)).digest())
+    return digest.hexdigest()[:16]
+
+
+def _bytes(name: str) -> bytes:
+    """As it is on the disk: a file's name need not be UTF-8."""
+    return name.encode(errors="surrogateescape")
+
+
+def _read(files: Files, name: str) -> bytes:
+    try:
+        return files.read(name)
+    except OSError as error:
+        raise UserError(f"evaluation.images: {files.title}: {name} cannot be read: {error}") from error
+
+
 def _decoded(files: Files, name: str, experiment: Experiment) -> np.ndarray:
     channels = experiment.source.shape[-1]
     if len(experiment.source.shape) != 3 or channels not in CHANNELS:
         raise UserError(f"evaluation.images is for data that are images, not of shape {experiment.source.shape}")
+    content = _read(files, name)
     try:
-        return decode_image(files.read(name), channels)
-    except (OSError, DamagedImage) as error:
+        return decode_image(content, channels)
+    except DamagedImage as error:
         raise UserError(f"evaluation.images: {files.title}: {name} cannot be read: {error}") from error
