@@ -21,7 +21,7 @@ FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.name != "__init__.
 IMPORTED = program.ROOT / "tests" / "fixtures" / "score_sde_pytorch" / "residual.json"
 ARGUMENTS = {
     "digits.py": ["vp", "subvp", "ve", "likelihood", "vdm", "cld"],
-    "fashion_mnist.py": ["vp", "edm"],
+    "fashion_mnist.py": ["edm", "class", "vp"],
     "toys.py": ["two_moons", "checkerboard"],
     "adm/imagenet256.py": ["cond", "uncond"],
     "dit/imagenet256.py": ["S/2", "XL/8"],
