@@ -72,11 +72,9 @@ def get_config(variant: str = "edm") -> ConfigDict:
         }
     )
     label = "all" if variant == "class" else "none"
-    config.sampling = ConfigDict(
-        {"samplers": tuple(samplers), "num_samples": 10_000, "batch_size": 250, "label": label}
-    )
+    config.sampling = ConfigDict({"samplers": tuple(samplers), "num_samples": 5000, "batch_size": 250, "label": label})
     config.samplers = ConfigDict(samplers)
-    config.likelihood = ConfigDict({"batch_size": 100, "rtol": 1e-3, "atol": 1e-3})
+    config.likelihood = ConfigDict({"images": 1000, "batch_size": 100, "rtol": 1e-3, "atol": 1e-3})
     config.mesh = ConfigDict({"data": -1})
     config.lock()
     return config
