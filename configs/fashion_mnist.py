@@ -47,7 +47,7 @@ def get_config(variant: str = "edm") -> ConfigDict:
     else:
         edm.objective(config)
         config.times.low_discrepancy = True
-        samplers = {"dpmpp_2m": {"solver": "dpmpp_2m", "grid": "edm", "steps": 17, "last": "denoise"}}
+        samplers = {"sde_dpmpp_2m": {"solver": "sde_dpmpp_2m", "grid": "edm", "steps": 17, "last": "denoise"}}
     config.optimiser = ConfigDict(
         {
             "name": "adam",
@@ -61,7 +61,7 @@ def get_config(variant: str = "edm") -> ConfigDict:
     config.training = ConfigDict(
         {
             "batch_size": 16,
-            "duration": "20000 steps",
+            "duration": "14000 steps",
             "ema_half_lives": (),
             "ema_lengths": (0.1,),
             "log_every": "50 steps",
