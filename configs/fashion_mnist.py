@@ -1,22 +1,24 @@
-"""A first set of photographs: clothes in 28×28 grey pixels, sized for one CPU.
+"""A first set of photographs: clothes in 28×28 grey pixels, sized for two CPU cores.
 
-Command:   python main.py --config=configs/fashion_mnist.py:vp --workdir=runs/fashion_mnist
-Variants:  :vp (default), DDPM++ predicting v; :edm, the same network as EDM trains it
+Command:   python main.py --config=configs/fashion_mnist.py:edm --workdir=runs/fashion_mnist
+Variants:  :edm (default), EDM's form of DDPM++; :class, the same told the class; :vp, DDPM++ predicting v under VP
 Data:      scripts/get_fashion_mnist, or `apt-get install dataset-fashion-mnist`, or --config.data.directory=DIR.
-Cost:      20,000 steps of 64 images, 21 epochs, with 1.75 M parameters; some hours on 2 CPU cores (not run to its end).
-Expected:  pictures of clothes; its figures have not been measured yet.
-Paper:     Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021; :edm
-           Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", NeurIPS 2022.
+Cost:      14,000 steps of 16 images, 3.7 epochs, with 0.74 M parameters; 42 minutes of one core.
+Expected:  Fréchet distance (fashion_cnn, n = 5,000, floor 0.80) 6.4; :class 2.9, with 83 % recognised as the class
+           asked for and 3.33 bits/dim given it: docs/results.md. :vp has not been trained.
+Paper:     Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", NeurIPS 2022; :vp
+           Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", ICLR 2021.
 """
 
 from ml_collections import ConfigDict
 
 from configs.bases import arguments, data_fashion_mnist, edm
 
-VARIANTS = ("vp", "edm")
+VARIANTS = ("edm", "class", "vp")
+CLASSES = 10
 
 
-def get_config(variant: str = "vp") -> ConfigDict:
+def get_config(variant: str = "edm") -> ConfigDict:
     """variant: one of `VARIANTS`."""
     arguments.check(variant, VARIANTS)
     config = ConfigDict()
@@ -24,18 +26,16 @@ def get_config(variant: str = "vp") -> ConfigDict:
     data_fashion_mnist.apply(config)
     config.model = ConfigDict(
         {
-            "name": "song_unet" if variant == "edm" else "ncsnpp",
-            "channels": 32,
-            "channel_multipliers": (1, 2, 2),
-            "blocks_per_resolution": 2,
+            "name": "ncsnpp" if variant == "vp" else "song_unet",
+            "channels": 16,
+            "channel_multipliers": (1, 2, 4),
+            "blocks_per_resolution": 1,
             "attention_resolutions": (7,),
-            "dropout": 0.1,
+            "dropout": 0.0,
+            "classes": CLASSES if variant == "class" else 0,
         }
     )
-    if variant == "edm":
-        edm.objective(config)
-        samplers = {"edm": {"solver": "edm", "grid": "edm", "steps": 17, "last": "denoise"}}
-    else:
+    if variant == "vp":
         config.sde = ConfigDict({"name": "vp", "t_min": 1e-3})
         config.parameterisation = ConfigDict({"prediction": "v", "noise_condition": "time"})
         config.objective = ConfigDict({"name": "denoising"})
@@ -45,30 +45,37 @@ def get_config(variant: str = "vp") -> ConfigDict:
             "pc": {"solver": "pc", "steps": 200, "last": "denoise", "snr": 0.16},
             "ddim": {"solver": "ddim", "steps": 50, "last": "denoise"},
         }
+    else:
+        edm.objective(config)
+        config.times.low_discrepancy = True
+        samplers = {"sde_dpmpp_2m": {"solver": "sde_dpmpp_2m", "grid": "edm", "steps": 17, "last": "denoise"}}
     config.optimiser = ConfigDict(
         {
             "name": "adam",
             "learning_rate": 1e-3,
-            "warmup": "500 steps",
-            "schedule": "cosine",
-            "decay": "20000 steps",
+            "warmup": "200 steps",
+            "schedule": "inverse_sqrt",
+            "decay": "2000 steps",
             "gradient_clip": 1.0,
         }
     )
     config.training = ConfigDict(
         {
-            "batch_size": 64,
-            "duration": "20000 steps",
-            "ema_half_lives": ("700 steps",),
+            "batch_size": 16,
+            "duration": "14000 steps",
+            "ema_half_lives": (),
+            "ema_lengths": (0.1,),
             "log_every": "50 steps",
-            "sample_every": "2000 steps",
-            "save_every": "1000 steps",
+            "sample_every": "1000 steps",
+            "save_every": "500 steps",
             "keep_checkpoints": 2,
+            "keep_every": "2000 steps",
         }
     )
-    config.sampling = ConfigDict({"samplers": tuple(samplers), "num_samples": 1000, "batch_size": 100})
+    label = "all" if variant == "class" else "none"
+    config.sampling = ConfigDict({"samplers": tuple(samplers), "num_samples": 5000, "batch_size": 250, "label": label})
     config.samplers = ConfigDict(samplers)
-    config.likelihood = ConfigDict({"batch_size": 100, "rtol": 1e-3, "atol": 1e-3})
+    config.likelihood = ConfigDict({"images": 1000, "batch_size": 100, "rtol": 1e-3, "atol": 1e-3})
     config.mesh = ConfigDict({"data": -1})
     config.lock()
     return config

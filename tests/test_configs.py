@@ -21,7 +21,7 @@ FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.name != "__init__.
 IMPORTED = program.ROOT / "tests" / "fixtures" / "score_sde_pytorch" / "residual.json"
 ARGUMENTS = {
     "digits.py": ["vp", "subvp", "ve", "likelihood", "vdm", "cld"],
-    "fashion_mnist.py": ["vp", "edm"],
+    "fashion_mnist.py": ["edm", "class", "vp"],
     "toys.py": ["two_moons", "checkerboard"],
     "adm/imagenet256.py": ["cond", "uncond"],
     "dit/imagenet256.py": ["S/2", "XL/8"],
@@ -123,7 +123,7 @@ def test_trains_two_steps(file, argument, tmp_path):
             overrides = {"model.channels": 8, "model.channel_multipliers": 1}
     else:
         kept = {key: values["data"][key] for key in ("low", "classes", "channels") if key in values["data"]}
-        data = {"size": SIZE.get(name, 16), "records": 4, **kept}
+        data = {"size": SIZE.get(name, 16), "records": 4, "classes": values["model"].get("classes", 0), **kept}
         overrides |= {"data.source": "synthetic", **{f"data.{key}": value for key, value in data.items()}}
         overrides["evaluation.metrics"] = "frechet"
     overrides |= {"training.batch_size": 2, "training.duration": "2 steps", "training.log_every": "1 steps"}

@@ -80,6 +80,15 @@ class TestSplits:
         assert figures["conditional"] is False
         assert figures["seconds"] > 0
 
+    def test_the_first_images_alone(self, finished, workdir, capsys):
+        """Twenty fill a batch of 16 and a part of another, and are scored as among all."""
+        every = np.load(finished / "reports" / "likelihood.npz")["test_bits_per_dim"]
+        figures, arrays = likelihood(workdir, "--config.likelihood.images=20")
+        assert list(arrays["test_id"]) == [str(number) for number in range(20)]
+        np.testing.assert_allclose(arrays["test_bits_per_dim"], every[:, :20], atol=1e-3)
+        check_figures(figures, arrays, "test")
+        assert "bits/dim on the first 20 of the test split" in capsys.readouterr().out
+
     def test_draws_of_the_bound_share_out_its_times(self, finished, workdir):
         """The times of one image's 16 draws are spread evenly: what they leave is less than a quarter, 1/√16."""
         many = json.loads((finished / "reports" / "likelihood.json").read_text())
@@ -242,6 +251,7 @@ def test_bad_folder(name, tmp_path):
         (["--config.likelihood.trace=rademaker"], "did you mean 'rademacher'"),
         (["--config.likelihood.trace=exact", "--config.likelihood.probes=2"], "'exact' draws no probes"),
         (["--config.likelihood.dequantisation=flow"], "unknown dequantisation 'flow'"),
+        (["--config.likelihood.images=-1"], "images must lie in [0, 1e6], not -1"),
         (["--config.likelihood.bound_draws=-1"], "bound_draws must lie in [0, 1e6], not -1"),
         (["--config.sampling.task=reconstrct"], "did you mean 'reconstruct'"),
         (["--config.sampling.interpolation_steps=1"], "interpolation_steps must lie in [2, 1000], not 1"),

@@ -100,6 +100,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         "fingerprint": fingerprint,
         "step": step,
         "data": name,
+        "first": len(scored.images) if settings.images else 0,
         "conditional": scored.conditional,
         name: _summary(experiment, on_data),
         "noise": _summary(experiment, on_noise),
@@ -147,8 +148,9 @@ def line(figures: dict[str, Any]) -> str:
 
 
 def title(figures: dict[str, Any]) -> str:
-    """What the images are called, and whether they are scored given their labels."""
+    """What the images are called, how many where not all, and whether they are scored given their labels."""
     images = f"the {figures['data']} split" if figures["data"] in SPLITS else "the folder's images"
+    images = f"the first {figures['first']} of {images}" if figures["first"] else images
     return f"{images} given its labels" if figures["conditional"] else images
 
 
@@ -162,12 +164,12 @@ def _name(data: str) -> str:
 
 
 def _scored(experiment: Experiment) -> Scored:
-    data = experiment.likelihood.data
+    data, first = experiment.likelihood.data, experiment.likelihood.images or None
     if data not in SPLITS:
         images, names = read_folder(Path(data), experiment.source.shape, experiment.source.levels)
-        return _unlabelled(images, names)
+        return _unlabelled(images[:first], names[:first])
     records = experiment.test_records if data == "test" else experiment.train_records
-    return _unlabelled(whole(records, "image"))._replace(labels=experiment.labels_of(records))
+    return _unlabelled(whole(records, "image", first))._replace(labels=experiment.labels_of(records)[:first])
 
 
 def _unlabelled(images: Images, names: list[str] | None = None) -> Scored:

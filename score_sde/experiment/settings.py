@@ -52,7 +52,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Likelihood:
-    """data: "test", "train", or a folder of images of the source's size.
+    """data: "test", "train", or a folder of images of the source's size. images: how many, the first; 0 for all.
 
     rtol, atol: of the ODE. trace, probes: how the divergence is found, see `likelihood`. repeats: dequantisation and
     probe draws per image. bound_draws: times and noises per repeat for the evidence bound, 0 for none. noise_images:
@@ -63,6 +63,7 @@ class Likelihood:
     """
 
     data: str = "test"
+    images: int = 0
     batch_size: int = 128
     rtol: float = 1e-4
     atol: float = 1e-4
@@ -82,7 +83,8 @@ class Likelihood:
                 check.that(1 <= getattr(self, name) <= 10**6, f"{name} must lie in [1, 1e6], not {getattr(self, name)}")
             for name in ("rtol", "atol", "dequantiser_learning_rate"):
                 check.that(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-            check.that(0 <= self.bound_draws <= 10**6, f"bound_draws must lie in [0, 1e6], not {self.bound_draws}")
+            for name in ("images", "bound_draws"):
+                check.that(0 <= getattr(self, name) <= 10**6, f"{name} must lie in [0, 1e6], not {getattr(self, name)}")
             check.name("dequantisation", self.dequantisation, DEQUANTISATIONS)
             check.that(bool(self.data), "data must be test, train or a folder of images")
             check_trace(self.trace, self.probes)
