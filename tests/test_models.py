@@ -414,7 +414,7 @@ def test_a_convolution_after_upsampling_is_computed_before_it(sides):
     layout = "NWHD"[: space + 1] + "C"
     numbers = (layout, layout[1:-1] + "IO", layout)
     plain = jax.lax.conv_general_dilated(upsample(x), kernel, (1,) * space, "SAME", dimension_numbers=numbers)
-    close(upsample_convolve(x, kernel), plain, 1e-6)
+    close(upsample_convolve(x, kernel, x.dtype), plain, 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
