@@ -125,4 +125,4 @@ def small_blocks(monkeypatch):
     """As if sets of features were many blocks large."""
     monkeypatch.setattr(distances, "BLOCK", 7)
     precision_recall._figures.cache_clear()
-    precision_recall._square_radii.cache_clear()
+    precision_recall._radii.cache_clear()

@@ -1,5 +1,6 @@
 """--mode=evaluate and --mode=statistics through main.py, on a network too small to be any good."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from score_sde.data import SOURCES, whole
-from score_sde.experiment import evaluate
+from score_sde.experiment import batches, evaluate
 from score_sde.experiment.evaluating import folder
 from score_sde.experiment.pictures import write_png
 from tests import program
@@ -80,6 +81,10 @@ def test_a_checkpoint_has_every_figure_beside_its_floor(run):
 
 def test_all_checkpoints_are_scored_once(run, capsys):
     reports = run("--config.evaluation.checkpoints=all")
+    said = capsys.readouterr().out
+    floor = read(reports / "evaluation.json")["metrics"]["frechet_pixels"]["real"]["value"]
+    assert "evaluate: step 8, ddim: 40 samples against 500 of test" in said
+    assert f"real data {floor:.4g}) pixels at 8x8, not resampled" in said
     assert [path.name for path in sorted((reports / "evaluation").glob("*.json"))] == [
         *("00000004.json", "00000008.json", "best.json"),
     ]
@@ -91,6 +96,10 @@ def test_all_checkpoints_are_scored_once(run, capsys):
         (step, value) for step, value in values.items() if value == best["value"]
     )
     assert best["value"] == min(values.values())
+    assert (best["extractor"], best["n"]) == ("pixels at 8x8, not resampled", 40)
+    assert best["floor"] == {"n": 40, "value": scores[8]["real"]["value"]}
+    # The lowest share of samples near training data is not the best.
+    assert set(read(reports / "evaluation" / "best.json")) == {"frechet_pixels", "kernel_pixels", "recall_pixels"}
     capsys.readouterr()
     run("--config.evaluation.checkpoints=follow")  # ends, since the training has
     said = capsys.readouterr().out
@@ -115,6 +124,21 @@ def test_following_ends_with_the_training(run, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "evaluate: waits for checkpoints after step 4" in said
     assert said.index("step 4, ddim") < said.index("step 8, ddim")
+
+
+def test_classes_are_counted_of_the_data_that_the_classifier_knows(run, tmp_path):
+    """Not of others in the same shape with as many classes."""
+    both = ("--config.evaluation.metrics=frechet", "--config.evaluation.extractors=digits_cnn")
+    seen = read(run(*both) / "evaluation.json")["samplers"]["ddim"]["classes"]["digits_cnn"]
+    assert sum(seen["histogram"]) == 40
+    label = np.arange(60) % 10
+    image = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "other.npz", image=image, label=label)
+    other = (f"--config.data.source=npz:{tmp_path / 'other.npz'}", "--config.data.classes=10")
+    workdir = tmp_path / "other"
+    assert program.main(program.flags(workdir, "train", *SMALL, *other, "--config.training.duration=1 steps")) == 0
+    assert program.main(program.flags(workdir, "evaluate", *SMALL, *other, *both)) == 0
+    assert read(workdir / "reports" / "evaluation.json")["samplers"]["ddim"]["classes"] == {}
 
 
 def test_samples_that_are_there_are_scored_as_they_are(run):
@@ -160,6 +184,44 @@ def test_statistics_are_used_again_when_and_only_when_they_match(run, tmp_path, 
     test = whole(SOURCES["digits"]().split("test"), "image").reshape(500, -1) / 16
     np.testing.assert_allclose(stored["mu"], test.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(stored["sigma"], np.cov(test, rowvar=False), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("other", ["ends", "dies"])
+def test_two_runs_that_need_the_same_statistics_take_turns(other, run, tmp_path, monkeypatch, capsys):
+    """One waits while another holds the folder of what is unfinished; and goes on where that died before its end."""
+    run(mode="statistics")
+    file = next((tmp_path / "statistics").glob("digits-test-pixels-*.npz"))
+    finished, unfinished = file.rename(tmp_path / file.name), file.with_name(f".{file.stem}")
+    unfinished.mkdir()
+    handle = os.open(unfinished, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+
+    def pause(seconds):
+        if other == "ends":
+            shutil.copy2(finished, file)
+            unfinished.rmdir()
+        os.close(handle)
+
+    monkeypatch.setattr(batches.time, "sleep", pause)
+    capsys.readouterr()
+    run(mode="statistics")
+    said = capsys.readouterr().out
+    assert "statistics digits-test-pixels: another run is at it; waits for that" in said
+    made = f"statistics: digits-test-pixels, 500 records by pixels at 8x8, not resampled, in {file}"
+    assert (made in said) == (other == "dies")
+    assert file.read_bytes() == finished.read_bytes()
+    assert not unfinished.exists()
+
+
+def test_noise_is_looked_at_once_and_no_more_than_is_needed(run, tmp_path):
+    few = "--config.sampling.num_samples=600"  # more than half of the test split
+    seen = []
+    for steps in ("newest", "all"):
+        run("--config.evaluation.metrics=frechet", few, f"--config.evaluation.checkpoints={steps}")
+        (file,) = (tmp_path / "statistics").glob("noise-pixels-*.npz")
+        seen.append((file.stat().st_mtime_ns, len(np.load(file)["features"])))
+    assert seen[0] == seen[1]
+    assert seen[0][1] == 250
 
 
 def test_statistics_of_another_project(run, tmp_path):
@@ -231,6 +293,19 @@ BAD = {
     "checkpoints": ("evaluation.checkpoints=best", ["checkpoints", "'newest'"]),
     "statistics": ("evaluation.statistics=/dev/null/x", ["/dev/null/x cannot be written", "set evaluation.statistics"]),
     "few": ("sampling.num_samples=1", ["num_samples must be at least 2"]),
+    "splits": (
+        "metrics.inception_splits=41 --config.evaluation.metrics=inception_score "
+        "--config.evaluation.extractors=digits_cnn",
+        ["'inception_score' over 41 splits (metrics.inception_splits) needs as many samples a set, not 40"],
+    ),
+}
+
+# What a file of statistics may hold, and what is said of it.
+STATISTICS = {
+    "no covariance": ({"sigma": np.array([[1.0, 2.0], [2.0, 1.0]])}, "sigma is not a covariance: an eigenvalue is -1"),
+    "other features": ({}, "mu and sigma are of 2 features, pixels has 64"),
+    "no record": ({"record": np.asarray("[1]")}, "mu and sigma are of 2 features, pixels has 64"),
+    "not finite": ({"mu": np.array([0, np.nan])}, "mu or sigma is not finite"),
 }
 
 
@@ -245,3 +320,39 @@ def test_bad_input_is_answered_in_one_line(case, trained, capsys):
     for word in words:
         assert word in line, (word, line)
     assert program.snapshot(trained) == before
+
+
+@pytest.mark.parametrize("case", STATISTICS)
+def test_statistics_that_cannot_be_compared_with_are_refused(case, trained, tmp_path, capsys):
+    """Before anything is sampled."""
+    given, words = STATISTICS[case]
+    np.savez(tmp_path / "given.npz", **({"mu": np.zeros(2), "sigma": np.eye(2)} | given))
+    before = program.snapshot(trained)
+    flags = [f"--config.evaluation.reference={tmp_path / 'given.npz'}", "--config.evaluation.metrics=frechet"]
+    assert program.main(program.flags(trained, "evaluate", *SMALL, *flags)) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert words in line
+    assert program.snapshot(trained) == before
+
+
+@pytest.mark.parametrize("extractors", ["", "fashion_cnn", "inception"])
+def test_statistics_are_not_begun_without_an_extractor(extractors, tmp_path, capsys):
+    flags = [f"--config.evaluation.extractors={extractors}", f"--config.evaluation.statistics={tmp_path / 'kept'}"]
+    assert program.main(program.flags(tmp_path / "w", "statistics", *SMALL, *flags)) == 2
+    assert "evaluation.extractors" in capsys.readouterr().err
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_folder_is_checked_by_its_own_number_of_images(trained, tmp_path, capsys):
+    """Not by that of samples: too few of one are no matter where the other is scored."""
+    place = tmp_path / "pictures"
+    place.mkdir()
+    for number in range(5):
+        write_png(place / f"{number}.png", np.full((8, 8, 1), number, np.uint8))
+    flags = [f"--config.evaluation.images={place}", "--config.evaluation.metrics=precision"]
+    assert program.main(program.flags(trained, "evaluate", *SMALL, *flags)) == 2
+    assert "'precision' needs at least 6 samples a set, not 5" in capsys.readouterr().err
+    flags = [*flags[:1], "--config.evaluation.metrics=frechet", "--config.sampling.num_samples=1"]
+    kept = f"--config.evaluation.statistics={tmp_path / 'statistics'}"
+    assert program.main(program.flags(tmp_path / "w", "evaluate", *SMALL, *flags, kept)) == 0

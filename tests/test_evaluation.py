@@ -105,11 +105,23 @@ def test_frechet_distance_of_fewer_samples_than_features():
     shift = ((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum()
     expected = shift + (a**2).sum() + (b**2).sum() - 2 * np.linalg.svd(a @ b.T, compute_uv=False).sum()
     assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-10)
+    both = (Moments.of(rows).gaussian() for rows in (x, y))
+    assert between_gaussians(*both) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(x, normal(300, 200)) == pytest.approx(frechet_distance(normal(300, 200), x), rel=1e-10)
     # Of a set and the same, scaled: (1 − c)² tr Σ, though it is 1e-6 of the traces.
     mean = x.mean(axis=0)
     scaled = mean + 1.001 * (x - mean)
     assert frechet_distance(x, scaled) == pytest.approx(1e-6 * (a**2).sum(), rel=1e-6)
     assert abs(frechet_distance(x, x)) < 1e-12 * (a**2).sum()
+
+
+def test_frechet_distance_of_more_features_than_a_covariance_fits():
+    """Pixels of 256×256: a covariance would take 309 GB. A shift and a scale of one set, in closed form."""
+    x = normal(12, 256 * 256 * 3)
+    moved = 0.25 + 1.5 * x
+    mean, trace = x.mean(axis=0), x.var(axis=0, ddof=1).sum()
+    expected = ((0.25 + 0.5 * mean) ** 2).sum() + 0.25 * trace
+    assert frechet_distance(x, moved) == pytest.approx(expected, rel=1e-9)
 
 
 def test_what_is_no_covariance_is_refused():

@@ -294,8 +294,11 @@ BAD = {
     "sizes": ("frechet", Features(normal(9, 4)), ROWS, None, r"different sizes cannot be compared: \[3, 4\]"),
     "nan": ("kernel", Features(np.full((9, 3), np.nan)), ROWS, None, "9 of 9 generated rows are not finite"),
     "classifier": ("inception_score", ROWS, ROWS, None, "needs an extractor with a classifier"),
-    "splits": ("inception_score", Features(LINE[:3], np.eye(3)), ROWS, None, "over 10 splits needs as many"),
-    "train": ("memorisation", ROWS, ROWS, None, "'memorisation' needs the training data"),
+    "splits": (
+        *("inception_score", Features(normal(3, 3), np.eye(3)), ROWS, None),
+        r"over 10 splits \(metrics.inception_splits\) needs as many samples a set, not 3",
+    ),
+    "train": ("memorisation", ROWS, ROWS, None, "'memorisation' needs at least 6 training records, not 0"),
     "labels": ("recognition", ROWS, ROWS, Train(ROWS.features), "'recognition' needs data with labels"),
     "small": ("memorisation", ROWS, ROWS, Train(normal(1, 3)), "needs at least 6 training records"),
 }

@@ -3,8 +3,10 @@
 Other projects' numbers are in fixtures/metrics.npz, see record_metrics.py.
 """
 
+import gc
 import itertools
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from sklearn import metrics as sklearn_metrics
 
 from score_sde.evaluation import precision_recall
 from score_sde.evaluation.distances import nearest, squared
+from score_sde.evaluation.features import Features
 from score_sde.evaluation.memorisation import memorisation
+from score_sde.evaluation.metrics import Settings, score, take
 
 
 def normal(count, dim, seed=0):
@@ -65,6 +69,20 @@ def test_balls_of_equal_sets(small_blocks):
     assert density == pytest.approx(pairs / 20 / 5)
 
 
+@pytest.mark.parametrize("dim", [16, 64, 2048])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_borders_belong_to_balls_whatever_rounding_says(dim, offset):
+    """Of a set and itself, each ball holds its point and k others, the last on its border; of copies, all of them."""
+    rows = (offset + normal(60, dim)).astype(np.float32)
+    precision, recall, density, coverage = values(rows, rows.copy())
+    assert precision == recall == coverage == 1
+    assert density == pytest.approx(6 / 5, rel=1e-12)
+    copies = np.repeat(rows[:50], 8, axis=0)
+    precision, recall, density, coverage = values(copies, np.random.default_rng(1).permutation(copies))
+    assert precision == recall == coverage == 1
+    assert density == pytest.approx(8 / 5, rel=1e-12)
+
+
 def test_balls_of_sets_far_apart():
     assert values(LINE, LINE + 1000) == (0, 0, 0, 0)
 
@@ -99,6 +117,23 @@ def test_remembered_figures_are_of_these_sets():
     assert values(rows, LINE)[0] == 1
     rows += 1000
     assert values(rows, LINE)[0] == 0
+
+
+def test_the_four_figures_of_a_pair_are_made_together(monkeypatch):
+    """In whatever order pairs and figures are asked for; and what is remembered keeps no rows."""
+    made = []
+    monkeypatch.setattr(
+        precision_recall, "nearest", lambda rows, *rest, **more: (made.append(1), nearest(rows, *rest, **more))[1]
+    )
+    sets = [Features(normal(30, 5, 100 + seed)) for seed in range(3)]
+    for name in ("precision", "recall", "density", "coverage"):
+        for a, b in itertools.permutations(sets, 2):
+            score(name, take(a, slice(0, 30)), take(b, np.arange(30)), Settings())
+    assert len(made) == 3
+    alive = weakref.ref(sets[0].features)
+    del sets, a, b
+    gc.collect()
+    assert alive() is None
 
 
 # --- memorisation --------------------------------------------------------------------------------------------------

@@ -1,15 +1,17 @@
 """Euclidean distances and nearest neighbours, block by block: n rows need no n × n memory. In float64.
 
-    |a − b|² = |a|² + |b|² − 2 a·b,   exact where the values are small integers; else its rounding is of |a|² + |b|²
+    |a − b|² = |a|² + |b|² − 2 a·b,   exact where the values are small integers; else its rounding is of |a|² + |b|²,
+                                      at most 2 (d + 2) 2⁻⁵² of it
 
-The distances that `nearest` returns are taken again as differences, so that a copy lies at exactly 0.
+Where that would decide, distances are taken again as differences: those that `nearest` returns, so that a copy lies
+at exactly 0, and in `within` those of pairs on the border.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 BLOCK = 2048
 
@@ -33,6 +35,21 @@ def squared(a: Rows, b: Float[np.ndarray, "m dim"]) -> Float[np.ndarray, "n m"]:
     a, b = a.astype(np.float64), b.astype(np.float64)
     square = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
     return np.maximum(square, 0)
+
+
+def within(
+    square: Float[np.ndarray, "n m"], a: Rows, b: Float[np.ndarray, "m dim"], radius: Float[np.ndarray, "#n #m"]
+) -> Bool[np.ndarray, "n m"]:
+    """Whether |a − b| ≤ radius, of all pairs of one block each. square: of `squared`."""
+    found = square <= radius**2
+    sums = (a.astype(np.float64) ** 2).sum(axis=1)[:, None] + (b.astype(np.float64) ** 2).sum(axis=1)
+    rounding = 2 * (a.shape[1] + 2) * np.finfo(np.float64).eps * sums
+    row, column = np.nonzero(np.abs(square - radius**2) <= rounding)
+    limit = np.broadcast_to(radius, square.shape)
+    for part in blocks(len(row)):
+        at = row[part], column[part]
+        found[at] = _difference(a[at[0]], b[at[1]]) <= limit[at]
+    return found
 
 
 def nearest(queries: Rows, rows: Float[np.ndarray, "m dim"], count: int, *, of_others: bool = False) -> Neighbours:

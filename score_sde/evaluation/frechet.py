@@ -4,8 +4,10 @@ r"""Fréchet distance between Gaussians fitted to two sets of features (lower is
        = |μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 ‖R₁ R₂ᵀ‖_*,   Σ = RᵀR
 
 The last trace is the sum of the singular values of R₁ R₂ᵀ: real, and without the root of an eigenvalue that rounding
-made 1e-16 where it is 0, which with n < dim samples there are many of. R is of the eigenvectors whose eigenvalues are
-above rounding, dim · 2⁻⁵² of the largest.
+made 1e-16 where it is 0, which with n < dim samples there are many of. Of n ≤ dim samples R is the samples
+themselves, less their mean, over √(n − 1): nothing of dim × dim is made, so that pixels of large images have a
+distance, too. Else it is of the covariance's eigenvectors whose eigenvalues are above rounding, dim · 2⁻⁵² of the
+largest.
 
 Its error is rounding, about 1e-13 of the traces: for equal sets it may be negative by as much. It is biased upward by
 about c/n (Chong & Forsyth, "Effectively unbiased FID and Inception score", 2020), so it is compared at equal n alone,
@@ -14,6 +16,8 @@ and has no standard error of its own: `intervals.over_parts` has one.
 Source: Dowson & Landau 1982; as a quality measure of generators: Heusel et al. 2017 (there with Inception features;
 only that is called FID).
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -27,18 +31,42 @@ NEGATIVE = 1e-5  # of the largest eigenvalue: what a covariance stored in float3
 
 def frechet_distance(a: Rows, b: Float[np.ndarray, "m dim"]) -> float:
     """d² between the two sets, of at least two rows each."""
-    return between_gaussians(Moments.of(a).gaussian(), Moments.of(b).gaussian())
+    return _distance(_of_rows(a), _of_rows(b))
 
 
 def between_gaussians(a: Gaussian, b: Gaussian) -> float:
     """d² between two Gaussians; UserError where a covariance is none."""
-    cross = np.linalg.svd(_root(a.covariance) @ _root(b.covariance).T, compute_uv=False).sum()
-    distance = ((a.mean - b.mean) ** 2).sum()
-    return float(distance + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+    return _distance(_of_gaussian(a), _of_gaussian(b))
 
 
-def _root(covariance: Float[np.ndarray, "dim dim"]) -> Float[np.ndarray, "rank dim"]:
-    """R, with Σ = RᵀR."""
+class _Rooted(NamedTuple):
+    """A Gaussian. root: R, with Σ = RᵀR. trace: of Σ."""
+
+    mean: Float[np.ndarray, "dim"]
+    root: Float[np.ndarray, "rank dim"]
+    trace: float
+
+
+def _of_rows(rows: Rows) -> _Rooted:
+    n, dim = rows.shape
+    if not 2 <= n <= dim:
+        return _of_gaussian(Moments.of(rows).gaussian())
+    mean = rows.mean(axis=0, dtype=np.float64)
+    own = (rows - mean) / np.sqrt(n - 1)
+    return _Rooted(mean, own, (own**2).sum())
+
+
+def _of_gaussian(gaussian: Gaussian) -> _Rooted:
+    return _Rooted(gaussian.mean, root(gaussian.covariance), np.trace(gaussian.covariance))
+
+
+def _distance(a: _Rooted, b: _Rooted) -> float:
+    cross = np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()
+    return float(((a.mean - b.mean) ** 2).sum() + a.trace + b.trace - 2 * cross)
+
+
+def root(covariance: Float[np.ndarray, "dim dim"]) -> Float[np.ndarray, "rank dim"]:
+    """R, with Σ = RᵀR. Raises UserError where Σ is no covariance."""
     values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
     largest = np.abs(values).max()
     if values[0] < -NEGATIVE * largest:

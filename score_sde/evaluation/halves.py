@@ -6,14 +6,15 @@ references. n is the number of samples, or half the number of real records where
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Integer
 
+from score_sde.errors import Checks
 from score_sde.evaluation import metrics
 from score_sde.evaluation.features import Features
-from score_sde.evaluation.metrics import METRICS, Settings, Train, take
+from score_sde.evaluation.metrics import METRICS, Settings, Train, check_needs, take
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +67,21 @@ class Score(NamedTuple):
 def part_size(records: int, size: int) -> int:
     """n, where `size` samples a part are wanted of so many real records."""
     return min(size, records // 2)
+
+
+def check_halves(
+    check: Checks, where: str, name: str, settings: Settings, *, records: int, size: int, **needs: Any
+) -> None:
+    """Notes what the metric `name` lacks between `size` samples and two halves of so many real records.
+
+    where, and needs: the rest of what `metrics.check_needs` is told.
+    """
+    least = METRICS[name].least
+    if size >= least > records // 2:
+        halves = f"needs {least} real records in each of two halves, {2 * least} in all, not {records}"
+        check.that(False, f"{where}: {name!r} {halves}")
+    else:
+        check_needs(check, where, name, settings, n=part_size(records, size), **needs)
 
 
 def noise_images(shape: tuple[int, ...], levels: int, count: int) -> Integer[np.ndarray, "count *shape"]:

@@ -31,6 +31,7 @@ from score_sde.evaluation.sliced_wasserstein import sliced_wasserstein
 from score_sde.evaluation.value import Value
 
 PARTS = 10  # of an interval over parts
+TRAIN_LEAST = RECOGNITION_NEIGHBOURS + 1  # training records that those metrics need that look at any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ class Metric(NamedTuple):
     """title: for tables. better: "lower" or "higher". score(generated, reference, settings, train), train being None
     where the metric does not need it. least: samples that each set must have. needs_…: the extractor's probabilities,
     the training data, and their labels. of_gaussians: the same from stored means and covariances, where these suffice.
+    ranks: whether of two models the one with the better value is better by it, whatever else it does.
     """
 
     title: str
@@ -81,6 +83,7 @@ class Metric(NamedTuple):
     needs_train: bool = False
     needs_labels: bool = False
     of_gaussians: Callable[[Gaussian, Gaussian], float] | None = None
+    ranks: bool = True
 
 
 def _rows(score: Callable[[Rows, Rows], Value]) -> Callable[[Features, Features, Settings, Train], Value]:
@@ -127,32 +130,41 @@ METRICS: dict[str, Metric] = {
         "sliced Wasserstein-2 distance", "lower", _rows(lambda a, b: Value(sliced_wasserstein(a, b)))
     ),
     "mmd": Metric("MMD², Gaussian kernels", "lower", _rows(mmd), MMD_LEAST),
-    "memorisation": Metric("nearer to training data than 5 % of test data", "lower", _memorisation, needs_train=True),
+    "memorisation": Metric(
+        *("nearer to training data than 5 % of test data", "lower", _memorisation), needs_train=True, ranks=False
+    ),
     "recognition": Metric("recognised as one class", "higher", _recognition, needs_train=True, needs_labels=True),
 }
 
 
-def check_needs(check: Checks, where: str, name: str, *, n: int, probabilities: bool, labels: bool) -> None:
-    """Notes what the metric `name` lacks; where: the setting that asks for it. n: samples that each set will have."""
-    metric = METRICS[name]
+def check_needs(
+    check: Checks, where: str, name: str, settings: Settings, *, n: int, train: int, probabilities: bool, labels: bool
+) -> None:
+    """Notes what the metric `name` lacks; where: the setting that asks for it. n: samples that each set will have.
+    train: how many training records, where it looks at them."""
+    metric, splits = METRICS[name], settings.inception_splits
     check.that(n >= metric.least, f"{where}: {name!r} needs at least {metric.least} samples a set, not {n}")
     check.that(labels or not metric.needs_labels, f"{where}: {name!r} needs data with labels")
-    given = probabilities or not metric.needs_probabilities
-    check.that(given, f"{where}: {name!r} needs an extractor with a classifier")
+    some = train >= TRAIN_LEAST or not metric.needs_train
+    check.that(some, f"{where}: {name!r} needs at least {TRAIN_LEAST} training records, not {train}")
+    if metric.needs_probabilities:
+        check.that(probabilities, f"{where}: {name!r} needs an extractor with a classifier")
+        check.that(
+            n >= splits,
+            f"{where}: {name!r} over {splits} splits (metrics.inception_splits) needs as many samples a set, not {n}",
+        )
 
 
 def score(name: str, generated: Features, reference: Features, settings: Settings, train: Train | None = None) -> Value:
     """Of METRICS[name]; UserError where there is too little or something else than finite features of one extractor."""
     metric, n = METRICS[name], min(len(generated.features), len(reference.features))
     labels, probabilities = train is not None and train.labels is not None, generated.probabilities is not None
+    records = 0 if train is None else len(train.features)
     with Checks() as check:
-        check_needs(check, "metrics", name, n=n, probabilities=probabilities, labels=labels)
-        check.that(train is not None or not metric.needs_train, f"metrics: {name!r} needs the training data")
+        check_needs(check, "metrics", name, settings, n=n, train=records, probabilities=probabilities, labels=labels)
         sets = {"generated": generated.features, "reference": reference.features}
         if train is not None and metric.needs_train:
             sets["training"] = train.features
-            least = RECOGNITION_NEIGHBOURS + 1
-            check.that(len(train.features) >= least, f"metrics: {name!r} needs at least {least} training records")
         dims = sorted({rows.shape[1] for rows in sets.values()})
         check.that(len(dims) == 1, f"metrics: features of different sizes cannot be compared: {dims}")
         if metric.needs_probabilities and generated.probabilities is not None:
@@ -160,9 +172,6 @@ def score(name: str, generated: Features, reference: Features, settings: Setting
         for which, rows in sets.items():
             wrong = int((~np.isfinite(rows).all(axis=1)).sum())
             check.that(not wrong, f"metrics: {wrong} of {len(rows)} {which} rows are not finite")
-        if metric.needs_probabilities:
-            splits = settings.inception_splits
-            check.that(n >= splits, f"metrics: {name!r} over {splits} splits needs as many samples, not {n}")
     return metric.score(generated, reference, settings, train)  # type: ignore[arg-type]  # None where not needed
 
 

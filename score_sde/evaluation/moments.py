@@ -12,7 +12,8 @@ Source: Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for c
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -55,12 +56,9 @@ class Moments:
         return Moments(count, mean, self.scatter + other.scatter + between)
 
     @staticmethod
-    def merged(parts: Sequence["Moments"]) -> "Moments":
-        """Of all parts, in their order."""
-        first, *others = parts
-        for other in others:
-            first = first.merge(other)
-        return first
+    def merged(parts: Iterable["Moments"]) -> "Moments":
+        """Of all parts, in their order, two of them in memory at a time."""
+        return functools.reduce(Moments.merge, parts)
 
     def gaussian(self) -> Gaussian:
         """Mean and unbiased covariance; UserError for fewer than two rows."""

@@ -20,12 +20,13 @@ al., "Reliable fidelity and diversity metrics for generative models", 2020.
 
 import functools
 import hashlib
+import weakref
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from score_sde.evaluation.distances import Rows, blocks, nearest, squared
+from score_sde.evaluation.distances import Rows, blocks, nearest, squared, within
 
 NEIGHBOURS = 3
 NEIGHBOURS_DENSITY = 5
@@ -42,16 +43,23 @@ class Figures(NamedTuple):
 
 
 def figures(generated: Rows, reference: Rows) -> Figures:
-    """All four, of sets of at least `LEAST` rows; remembered for the last pair, since most of the work is shared."""
+    """All four, of sets of at least `LEAST` rows; remembered, as are the balls, since the metrics ask for one each."""
     return _figures(_Set(generated), _Set(reference))
 
 
 class _Set:
-    """Rows, equal to others of the same content."""
+    """Rows, equal to others of the same content. Those that are remembered keep no rows in memory."""
 
     def __init__(self, rows: Rows) -> None:
-        self.rows = np.ascontiguousarray(rows)
-        self.content = (rows.shape, rows.dtype.str, hashlib.blake2b(self.rows.tobytes()).digest())
+        self._rows = weakref.ref(rows)
+        self.content = (rows.shape, rows.dtype.str, hashlib.blake2b(rows.tobytes()).digest())
+
+    @property
+    def rows(self) -> Rows:
+        """While whoever asks for figures of them holds them."""
+        rows = self._rows()
+        assert rows is not None
+        return rows
 
     def __hash__(self) -> int:
         return hash(self.content)
@@ -60,26 +68,27 @@ class _Set:
         return isinstance(other, _Set) and self.content == other.content
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1024)
 def _figures(generated: _Set, reference: _Set) -> Figures:
-    own, real = _square_radii(generated), _square_radii(reference)
-    n, m = len(generated.rows), len(reference.rows)
+    own, real = _radii(generated), _radii(reference)
+    x, y = generated.rows, reference.rows
+    n, m = len(x), len(y)
     precise, recalled, covered = np.zeros(n, bool), np.zeros(m, bool), np.zeros(m, bool)
     balls = np.zeros(n, int)
     for a in blocks(n):
         for b in blocks(m):
-            square = squared(generated.rows[a], reference.rows[b])
-            precise[a] |= (square <= real[b, 0]).any(axis=1)
-            recalled[b] |= (square <= own[a, :1]).any(axis=0)
-            inside = square <= real[b, 1]
+            square = squared(x[a], y[b])
+            precise[a] |= within(square, x[a], y[b], real[None, b, 0]).any(axis=1)
+            recalled[b] |= within(square, x[a], y[b], own[a, :1]).any(axis=0)
+            inside = within(square, x[a], y[b], real[None, b, 1])
             balls[a] += inside.sum(axis=1)
             covered[b] |= inside.any(axis=0)
     density = balls.mean() / NEIGHBOURS_DENSITY
     return Figures(*(float(each) for each in (precise.mean(), recalled.mean(), density, covered.mean())))
 
 
-@functools.lru_cache(maxsize=1)
-def _square_radii(rows: _Set) -> Float[np.ndarray, "n 2"]:
-    """Squared, for both k."""
+@functools.lru_cache(maxsize=64)
+def _radii(rows: _Set) -> Float[np.ndarray, "n 2"]:
+    """For both k."""
     distance = nearest(rows.rows, rows.rows, NEIGHBOURS_DENSITY, of_others=True).distance
-    return distance[:, [NEIGHBOURS - 1, NEIGHBOURS_DENSITY - 1]] ** 2
+    return distance[:, [NEIGHBOURS - 1, NEIGHBOURS_DENSITY - 1]]

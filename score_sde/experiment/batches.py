@@ -1,7 +1,11 @@
 """Work in batches that can be interrupted: each batch's result is kept in a file until all are done."""
 
+import contextlib
+import fcntl
+import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +15,10 @@ import numpy as np
 from score_sde.distributed.processes import from_first, wait_for_all
 from score_sde.errors import RunFailed
 from score_sde.training.interrupt import StopRequest
-from score_sde.writers import Progress, read_arrays, write_arrays
+from score_sde.writers import Progress, read_arrays, say, write_arrays
 
 Arrays = dict[str, Any]  # of NumPy arrays
+POLL_SECONDS = 1.0
 
 
 def run_batches(
@@ -26,9 +31,10 @@ def run_batches(
     """
     current = folder / fingerprint
     if jax.process_index() == 0:
-        if folder.exists() and not current.exists():
-            discard(folder)
         current.mkdir(parents=True, exist_ok=True)
+        for other in folder.iterdir():
+            if other != current:
+                discard(other)
     wait_for_all(f"batches of {name}")
     progress = Progress(name, count, done=sum(1 for _ in current.glob("[0-9]*.npz")), unit="batches")
     results = []
@@ -48,6 +54,40 @@ def run_batches(
     finally:
         progress.close()
     return results
+
+
+@contextlib.contextmanager
+def alone(folder: Path, name: str, stop: StopRequest) -> Iterator[None]:
+    """A block in which no other run works in `folder`, which is made; waits for one that does. What dies lets go of it.
+
+    On storage without locks nothing is waited for.
+    """
+    handle = None
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        waits = False
+        while not from_first(np.asarray(handle is None or _locked(handle))):
+            if not waits:
+                say(f"{name}: another run is at it; waits for that")
+            waits = True
+            stop.check()
+            time.sleep(POLL_SECONDS)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # such storage has none
+        pass
+    return True
 
 
 def read_shared(path: Path) -> Arrays | None:

@@ -24,12 +24,11 @@ import jax
 import numpy as np
 
 from score_sde.distributed.processes import from_first, wait_for_all
-from score_sde.errors import Checks, RunFailed, UserError
+from score_sde.errors import RunFailed, UserError
 from score_sde.experiment import report, sample
 from score_sde.experiment.base import Experiment
 from score_sde.experiment.evaluating import figures, folder, pictures, real, samples
 from score_sde.experiment.evaluating.figures import Reference
-from score_sde.experiment.evaluating.samples import Extractors
 from score_sde.training.interrupt import StopRequest
 from score_sde.writers import say, write_json
 
@@ -39,21 +38,15 @@ LARGEST_LIST = 4096  # checkpoints
 
 def check(experiment: Experiment) -> None:
     """Raises UserError where there is too little to score with, or nothing to score, or nowhere to keep it."""
-    evaluation, shape = experiment.evaluation, experiment.source.shape
-    with Checks() as checks:
-        some = bool(evaluation.extractors) or not evaluation.metrics
-        checks.that(some, "evaluation.extractors must name at least one extractor")
-        for name, settings in experiment.extractors.items():
-            try:
-                settings.check(shape)
-            except UserError as error:
-                checks.that(False, f"evaluation.extractors: {name}: {error}")
-    if evaluation.reference not in real.SPLITS:
-        real.foreign(Path(evaluation.reference))
-    figures.check(experiment, {name: settings.CLASSES for name, settings in experiment.extractors.items()})
+    evaluation, size = experiment.evaluation, experiment.sampling.num_samples
+    if evaluation.metrics:
+        samples.check_extractors(experiment, experiment.source.shape)
     real.check_folder(real.folder(experiment))
     if evaluation.images:
-        folder.check(experiment)
+        size = folder.check(experiment)
+    elif size < 2:
+        raise UserError("sampling.num_samples must be at least 2 to evaluate samples, not 1")
+    figures.check(experiment, size)
 
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
@@ -62,7 +55,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         folder.run(experiment, stop)
         return
     sample.say_if_untrained(experiment, "evaluate")
-    extractors = built(experiment)
+    extractors = samples.built(experiment)
     reference: Reference | None = None
     last = None
     for step in _steps(experiment, stop):
@@ -75,12 +68,6 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
             pictures.over_training(experiment.workdir.reports / "evaluation", _alike(experiment, found["settings"]))
             report.write(restored, step, found)
         wait_for_all("evaluation")
-
-
-def built(experiment: Experiment) -> Extractors:
-    """The extractors for the experiment's data."""
-    source, mesh = experiment.source, experiment.mesh
-    return {name: each.build(source.shape, source.levels, mesh) for name, each in experiment.extractors.items()}
 
 
 def _steps(experiment: Experiment, stop: StopRequest) -> Iterator[int | None]:
@@ -177,10 +164,12 @@ def _told(experiment: Experiment, name: str, found: samples.Sampled, reference: 
 
 
 def _say(found: dict[str, Any]) -> None:
-    """The figures in a line a sampler."""
-    for name in found["samplers"]:
-        parts = [f"{row['title']} {row[name]['whole']['value']:.4g}" for row in found["metrics"].values()]
-        say(f"evaluate: step {found['step']}, {name}: {', '.join(parts) or 'no metrics'}")
+    against, records = found["reference"]["data"], found["reference"]["records"]
+    for name, sampler in found["samplers"].items():
+        n = found["samples"] - sampler["failed"]
+        say(f"evaluate: step {found['step']}, {name}: {n} samples against {records or 'the statistics'} of {against}")
+        for row in found["metrics"].values():
+            say(f"  {figures.line(row, name)}")
 
 
 def _fingerprint(experiment: Experiment, step: int | None, reference: Reference) -> str:

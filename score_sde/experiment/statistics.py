@@ -7,18 +7,18 @@ lacks by itself. See `evaluating.real` for where they are kept and when they are
 """
 
 from score_sde.experiment.base import Experiment
-from score_sde.experiment.evaluating import real
+from score_sde.experiment.evaluating import real, samples
 from score_sde.training.interrupt import StopRequest
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where they cannot be made or kept."""
+    """Raises UserError where they cannot be made, or kept."""
+    samples.check_extractors(experiment, experiment.source.shape)
     real.check_folder(real.folder(experiment))
 
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """Does what is not done."""
-    for settings in experiment.extractors.values():
-        extractor = settings.build(experiment.source.shape, experiment.source.levels, experiment.mesh)
+    for extractor in samples.built(experiment).values():
         for split in real.SPLITS:
             real.features(experiment, extractor, split, stop)

@@ -25,9 +25,11 @@ REVISION = 1  # to be raised where the same settings and weights give other feat
 
 
 class Settings(Protocol):
-    """A row of `EXTRACTORS`: a frozen dataclass of settings. CLASSES: that its extractor tells apart, 0 for none."""
+    """A row of `EXTRACTORS`: a frozen dataclass of settings. CLASSES: that its extractor tells apart, 0 for none.
+    DIM: of its features, 0 for as many as an image has values."""
 
     CLASSES: ClassVar[int]
+    DIM: ClassVar[int]
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raises UserError where it is not for images of `shape`, or has no weights; reads and trains none."""
@@ -49,7 +51,8 @@ class Extractor:
     shape, levels: of the images. resolution: (height, width) at which features are taken. resampling: to it, a row of
     `resize.RESAMPLINGS`, "" where images are taken as they are. preprocessing: the rest of what is done to them.
     weights: the SHA-256 of what it has learnt, "" for nothing. dim: of features. classes: that it tells apart, 0 for
-    none. is_fid: whether a Fréchet distance of its features may be called FID. batch_size: images computed together; a
+    none. learnt_from: the fingerprint of the records that it has learnt these classes from, "" where it is not known.
+    is_fid: whether a Fréchet distance of its features may be called FID. batch_size: images computed together; a
     multiple of it leaves none of a batch empty.
     """
 
@@ -64,6 +67,7 @@ class Extractor:
     classes: int
     batch_size: int
     compute: Callable[[Levels], Features]
+    learnt_from: str = ""
     is_fid: bool = False
 
     @property

@@ -23,6 +23,7 @@ class DigitsCNN:
     """Nothing to set."""
 
     CLASSES: ClassVar[int] = NETWORK.classes
+    DIM: ClassVar[int] = NETWORK.features
 
     def check(self, shape: tuple[int, ...]) -> None:
         """See `base.Settings.check`."""

@@ -30,6 +30,7 @@ class EfficientNetLite0:
     """resampling: to 224×224. batch_size: images computed together."""
 
     CLASSES: ClassVar[int] = efficientnet.CLASSES
+    DIM: ClassVar[int] = efficientnet.HEAD
 
     resampling: str = "bicubic"
     batch_size: int = 64

@@ -23,6 +23,7 @@ class FashionCNN:
     """directory: where the four files of Fashion-MNIST are, see `data.fashion_mnist`."""
 
     CLASSES: ClassVar[int] = NETWORK.classes
+    DIM: ClassVar[int] = NETWORK.features
 
     directory: str = FashionMNIST.directory
 

@@ -36,6 +36,7 @@ class Inception:
     with which most published numbers and statistics are made. batch_size: images computed together."""
 
     CLASSES: ClassVar[int] = CLASSES
+    DIM: ClassVar[int] = FEATURES
 
     file: str = ""
     resampling: str = "bicubic"

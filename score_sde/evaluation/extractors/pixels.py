@@ -16,6 +16,7 @@ class Pixels:
     """Nothing to set."""
 
     CLASSES: ClassVar[int] = 0
+    DIM: ClassVar[int] = 0
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Any will do."""

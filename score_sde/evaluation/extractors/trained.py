@@ -68,6 +68,7 @@ class Training:
             weights=digest,
             dim=self.network.features,
             classes=self.network.classes,
+            learnt_from=self.source.split("train").fingerprint,
             batch_size=size,
             compute=OverBatches(
                 network=network, params=params, prepare=lambda x: scaled(x, levels), mesh=mesh, batch_size=size

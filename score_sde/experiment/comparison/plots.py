@@ -86,10 +86,10 @@ def _dress(axes: Any, lines: list[Line], x: str, y: str, better: str) -> None:
     costs = sorted({cost for line in lines for cost in line.cost})
     if costs and costs[-1] > costs[0]:
         axes.set_xlim(costs[0] / 1.15, costs[-1] * 1.15)
-    if better == "lower":
+    values = [value for line in lines for value in line.mean]
+    if better == "lower" and min(values) > 0:
         axes.set_yscale("log")
-        values = [value for line in lines for value in line.mean if value > 0]
-        if values and max(values) > TOO_FAR * np.median(values):
+        if max(values) > TOO_FAR * np.median(values):
             axes.set_ylim(top=TOO_FAR * np.median(values))
     for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
         if axis.get_scale() == "log":

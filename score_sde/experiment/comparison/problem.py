@@ -15,8 +15,8 @@ from score_sde.data import whole
 from score_sde.errors import Checks, UserError
 from score_sde.evaluation.exact import EXACT_METRICS, Law
 from score_sde.evaluation.extractors import EXTRACTORS
-from score_sde.evaluation.halves import Halves, part_size
-from score_sde.evaluation.metrics import METRICS, Train, check_needs
+from score_sde.evaluation.halves import Halves, check_halves
+from score_sde.evaluation.metrics import METRICS, Train
 from score_sde.evaluation.moments import Gaussian
 from score_sde.experiment.base import Experiment
 from score_sde.experiment.pictures import POINTS, Picture, grid, scatter
@@ -53,11 +53,13 @@ class Measure(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """shape: of a sample. denoiser: of params. condition: what it is told of samples, by their indices. baseline: what
-    data are called. preview: how many samples a picture shows. fingerprint: of a piece of work on it.
+    """measured: of what, at which n. shape: of a sample. denoiser: of params. condition: what it is told of
+    samples, by their indices. baseline: what data are called. preview: how many samples a picture shows. fingerprint:
+    of a piece of work on it.
     """
 
     title: str
+    measured: str
     shape: tuple[int, ...]
     params: Any
     denoiser: Callable[[Any], Any]
@@ -78,10 +80,15 @@ def check(experiment: Experiment) -> None:
     if not _metrics(experiment):
         raise UserError("there is no metric to compare by: set compare.metrics")
     labels = "label" in experiment.train_records.fields
-    n = part_size(len(experiment.test_records), experiment.compare.num_samples)
+    counts = {
+        "records": len(experiment.test_records),
+        "size": experiment.compare.num_samples,
+        "train": len(experiment.train_records),
+    }
     with Checks() as check:
         for name in _metrics(experiment):
-            check_needs(check, "compare.metrics", name, n=n, probabilities=False, labels=labels)
+            needs = {"probabilities": False, "labels": labels}
+            check_halves(check, "compare.metrics", name, experiment.metrics, **counts, **needs)
 
 
 def _metrics(experiment: Experiment) -> tuple[str, ...]:
@@ -106,6 +113,7 @@ def of_oracle(experiment: Experiment) -> Problem:
     plane = oracle.shape == (2,)
     return Problem(
         title=f"oracle {name}",
+        measured=f"n = {count}, against the exact law",
         shape=oracle.shape,
         params=(),
         denoiser=lambda _: oracle.denoiser(sde),
@@ -146,6 +154,7 @@ def of_checkpoint(experiment: Experiment, step: int, params: Any) -> Problem:
     images = whole(experiment.test_records, "image", shown)
     return Problem(
         title=f"checkpoint at step {step}, {experiment.config['data']['source']}",
+        measured=f"{extractor.description}, n = {halves.size}",
         shape=experiment.source.shape,
         params=params,
         denoiser=experiment.sampling_denoiser,

@@ -145,7 +145,9 @@ def _plots(bench: Bench, rows: list[dict[str, Any]], reference: float | None) ->
             lines = _lines(rows, name, cost)
             if not any(line.cost for line in lines):
                 continue
-            plots[f"{name}_{short}"] = plot(lines, level, x=title, y=measure.title, better=measure.better)
+            plots[f"{name}_{short}"] = plot(
+                lines, level, x=title, y=f"{bench.problem.measured}\n{measure.title}", better=measure.better
+            )
     if reference is not None:
         level = Level("how well it is known", reference, 0.0)
         lines, y = _lines(rows, "distance", "evaluations"), "RMS distance to the converged solution"
@@ -164,6 +166,7 @@ def _summary(
     }
     return {
         "problem": problem.title,
+        "measured": problem.measured,
         "baseline": problem.baseline,
         "process": experiment.config["sde"],
         "sampling_process": experiment.config["sampling_sde"],
@@ -260,7 +263,8 @@ def _png(picture: Picture) -> bytes:
 def _text(bench: Bench, rows: list[dict[str, Any]]) -> str:
     """The first metric of every cell, as aligned text: a sampler a line."""
     name, measure = next(iter(bench.problem.measures.items()))
-    head = f"{measure.title} ({measure.better} is better; {bench.problem.baseline}: {figure(measure.baseline)})"
+    about = f"{measure.better} is better; {bench.problem.baseline}: {figure(measure.baseline)}"
+    head = f"{measure.title}, {bench.problem.measured} ({about})"
     lines = [head]
     width = max(len(row["sampler"]) for row in rows)
     for sampler in dict.fromkeys(row["sampler"] for row in rows):

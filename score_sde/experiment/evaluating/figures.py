@@ -11,6 +11,7 @@ Metrics that look for training data compare with the test split, whatever `evalu
 another project have no samples: of these there is `whole` alone, and no floor.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import numpy as np
 from score_sde.errors import Checks, UserError
 from score_sde.evaluation.extractors import Extractor
 from score_sde.evaluation.features import Features
-from score_sde.evaluation.halves import Halves, Score, noise_images, part_size
-from score_sde.evaluation.metrics import METRICS, Train, check_needs, interval, score, take
+from score_sde.evaluation.halves import Halves, Score, check_halves, part_size
+from score_sde.evaluation.metrics import METRICS, Train, interval, score, take
 from score_sde.evaluation.moments import Moments
 from score_sde.experiment.base import Experiment
 from score_sde.experiment.evaluating import real
@@ -32,7 +33,8 @@ class Reference:
     """What samples are compared with, and the figures of a set of them. With features of real data at hand, and of
     noise, which all processes compute together; the figures are for process 0.
 
-    size: how many samples of each sampler, or images of a folder, there will be.
+    size: how many samples of each sampler, or images of a folder, there will be. Raises UserError where an extractor's
+    features are not of those that the statistics `evaluation.reference` are of.
     """
 
     def __init__(self, experiment: Experiment, extractors: Extractors, size: int, stop: StopRequest) -> None:
@@ -40,15 +42,27 @@ class Reference:
         self._noise: dict[str, Features] = {}
         self._baselines: dict[tuple[str, str], dict[str, Any]] = {}
         self._real: dict[tuple[str, str], Features] = {}
+        given = experiment.evaluation.reference
+        self._statistics = None if given in real.SPLITS else real.foreign(Path(given))
+        wanted: dict[str, int] = {}  # images of noise
         for metric, name in self.pairs():
-            needs_train = METRICS[metric].needs_train
-            chosen = "test" if needs_train else experiment.evaluation.reference
-            for split in (chosen, "train") if needs_train else (chosen,):
-                if split in real.SPLITS and (name, split) not in self._real:
-                    self._real[name, split] = real.features(experiment, extractors[name], split, stop)
-        for name, extractor in extractors.items():
-            stop.check()
-            self._noise[name] = extractor(noise_images(extractor.shape, extractor.levels, size))
+            split = self._split(metric)
+            if split is None:
+                _check_same(self._statistics, extractors[name])
+                continue
+            for each in (split, "train") if METRICS[metric].needs_train else (split,):
+                if (name, each) not in self._real:
+                    self._real[name, each] = real.features(experiment, extractors[name], each, stop)
+            n = part_size(len(real.records_of(experiment, split)), size)
+            wanted[name] = max(n, wanted.get(name, 0))
+        for name, count in wanted.items():
+            self._noise[name] = real.noise(experiment, extractors[name], count, stop)
+
+    def _split(self, metric: str) -> str | None:
+        """That samples are compared with by this metric; None for statistics without samples."""
+        if METRICS[metric].needs_train:
+            return "test"
+        return self._experiment.evaluation.reference if self._statistics is None else None
 
     def pairs(self) -> list[tuple[str, str]]:
         """(metric, extractor) of all figures."""
@@ -64,32 +78,28 @@ class Reference:
 
     def _metric(self, metric: str, name: str, samples: dict[str, dict[str, Features]]) -> dict[str, Any]:
         extractor, settings, row = self.extractors[name], self._experiment.metrics, METRICS[metric]
-        told = {
+        told: dict[str, Any] = {
             "title": extractor.title(metric),
             "better": row.better,
             "metric": metric,
             "extractor": extractor.description,
         }
         own = {sampler: found[name] for sampler, found in samples.items()}
-        if not row.needs_train and self._experiment.evaluation.reference not in real.SPLITS:
-            known = real.foreign(Path(self._experiment.evaluation.reference))
-            return (
-                told
-                | {"n": None, "real": _nothing(), "noise": _nothing()}
-                | {
-                    sampler: _nothing() | {"whole": _of_gaussians(metric, found, known, extractor)}
-                    for sampler, found in own.items()
-                }
-            )
-        reference = self._real[name, "test" if row.needs_train else self._experiment.evaluation.reference]
+        split = self._split(metric)
+        if split is None:
+            told |= {"n": None, "real": _nothing(), "noise": _nothing()}
+            for sampler, found in own.items():
+                told[sampler] = _nothing() | {"whole": _of_gaussians(metric, found, self._statistics)}
+            return told
+        reference = self._real[name, split]
         train = self._train(name) if row.needs_train else None
         halves = Halves.of(reference, self._size, settings, train)
-        figures = {sampler: halves.score(metric, found) for sampler, found in own.items()}
+        scores = {sampler: halves.score(metric, found) for sampler, found in own.items()}
         if (metric, name) not in self._baselines:  # the same for every checkpoint
             noise = take(self._noise[name], slice(halves.size))
             floor, of_noise = halves.floor(metric)._asdict(), halves.score(metric, noise)._asdict()
             self._baselines[metric, name] = {"n": halves.size, "real": floor, "noise": of_noise}
-        found: dict[str, Any] = dict(self._baselines[metric, name])
+        told |= self._baselines[metric, name]
         for sampler, features in own.items():
             value = score(metric, features, reference, settings, train)
             around = interval(metric, value, features, reference, settings, train)
@@ -97,8 +107,8 @@ class Reference:
             whole |= {"records": len(reference.features)}
             if around is not None:
                 whole |= {"low": around.low, "high": around.high, "interval_n": around.n}
-            found[sampler] = figures[sampler]._asdict() | {"whole": whole}
-        return told | found
+            told[sampler] = scores[sampler]._asdict() | {"whole": whole}
+        return told
 
     def _train(self, name: str) -> Train:
         records = self._experiment.train_records
@@ -106,10 +116,21 @@ class Reference:
         return Train(self._real[name, "train"].features, labels)
 
 
+def line(row: dict[str, Any], name: str) -> str:
+    """A metric's figures of the samples `name`, beside the floor, with all that they depend on, as text."""
+    whole, floor = row[name]["whole"], row["real"]["value"]
+    error = "" if whole["error"] is None else f" ± {whole['error']:.2g}"
+    value = row[name]["value"]
+    own = "" if value is None else f": {value:.4g}"
+    beside = "" if floor is None else f"; at n = {row['n']}{own}, real data {floor:.4g}"
+    return f"{row['title']} {whole['value']:.4g}{error} ({row['better']} is better{beside}) {row['extractor']}"
+
+
 def classes(experiment: Experiment, extractor: Extractor, found: Sampled) -> dict[str, Any] | None:
-    """How many samples a classifier of the data's own classes sees in each class, and how often the one asked for."""
+    """How many samples a classifier sees in each class, and how often the one asked for; None unless it has learnt
+    from these very training data."""
     probabilities = found.features[extractor.name].probabilities
-    if probabilities is None or not extractor.classes or extractor.classes != experiment.source.classes:
+    if probabilities is None or extractor.learnt_from != experiment.train_records.fingerprint:
         return None
     seen = probabilities.argmax(axis=1)
     asked = found.label >= 0
@@ -123,32 +144,40 @@ def pairs(experiment: Experiment, known: dict[str, int]) -> list[tuple[str, str]
     return [(metric, name) for metric in experiment.evaluation.metrics for name in known if able(metric, name)]
 
 
-def check(experiment: Experiment, known: dict[str, int]) -> None:
-    """Raises UserError where a metric lacks what it needs: samples, real records, labels, or a classifier."""
-    evaluation, size = experiment.evaluation, experiment.sampling.num_samples
-    labels = "label" in experiment.train_records.fields
+def check(experiment: Experiment, size: int) -> None:
+    """Raises UserError where a metric lacks what it needs: samples, real records, labels, or a classifier.
+
+    size: how many samples of each sampler, or images of a folder, there will be.
+    """
+    evaluation, told = experiment.evaluation, any(each.CLASSES for each in experiment.extractors.values())
+    needs = {"labels": "label" in experiment.train_records.fields, "train": len(experiment.train_records)}
     with Checks() as check:
-        check.that(size >= 2, "sampling.num_samples must be at least 2 to evaluate samples, not 1")
+        if evaluation.reference not in real.SPLITS:
+            dim = len(real.foreign(Path(evaluation.reference)).gaussian.mean)
+            for name, settings in experiment.extractors.items():
+                own = settings.DIM or math.prod(experiment.source.shape)
+                features = f"mu and sigma are of {dim} features, {name} has {own}"
+                check.that(dim == own, f"evaluation.reference: {features}")
         for metric in evaluation.metrics:
             row = METRICS[metric]
             if evaluation.reference not in real.SPLITS and not row.needs_train:
                 of_gaussians = row.of_gaussians is not None
                 check.that(of_gaussians, f"evaluation.metrics: {metric!r} needs real data, not mu and sigma alone")
                 continue
-            split = "test" if row.needs_train else evaluation.reference
-            records = experiment.train_records if split == "train" else experiment.test_records
-            n, told = part_size(len(records), max(size, 2)), any(known.values())
-            check_needs(check, "evaluation.metrics", metric, n=n, probabilities=told, labels=labels)
+            records = len(real.records_of(experiment, "test" if row.needs_train else evaluation.reference))
+            sizes = {"records": records, "size": size}
+            check_halves(check, "evaluation.metrics", metric, experiment.metrics, **sizes, probabilities=told, **needs)
 
 
-def _of_gaussians(metric: str, found: Features, known: real.Statistics, extractor: Extractor) -> dict[str, Any]:
-    dim = len(known.gaussian.mean)
-    if dim != extractor.dim:
-        has = f"{extractor.name} has {extractor.dim}"
-        raise UserError(f"evaluation.reference: mu and sigma are of {dim} features, {has}")
+def _check_same(known: real.Statistics | None, extractor: Extractor) -> None:
+    assert known is not None  # where there is no split
     if known.extractor not in (None, extractor.fingerprint):
         raise UserError(f"evaluation.reference: mu and sigma are of another extractor than {extractor.description}")
+
+
+def _of_gaussians(metric: str, found: Features, known: real.Statistics | None) -> dict[str, Any]:
     compare = METRICS[metric].of_gaussians
+    assert known is not None  # where there is no split
     assert compare is not None  # checked before
     value = compare(Moments.of(found.features).gaussian(), known.gaussian)
     return {"value": value, "error": None, "n": len(found.features), "records": None}

@@ -18,8 +18,8 @@ from score_sde.evaluation.extractors import Extractor
 from score_sde.experiment.base import Experiment
 from score_sde.experiment.batches import Arrays, discard, run_batches
 from score_sde.experiment.evaluating import real
-from score_sde.experiment.evaluating.figures import Reference
-from score_sde.experiment.evaluating.samples import features_of, looked_at
+from score_sde.experiment.evaluating.figures import Reference, line
+from score_sde.experiment.evaluating.samples import check_extractors, features_of, looked_at
 from score_sde.training.interrupt import StopRequest
 from score_sde.writers import say, write_json
 
@@ -27,12 +27,11 @@ NAME = "images"
 LEVELS = 256
 
 
-def check(experiment: Experiment) -> None:
-    """Raises UserError where there are no two images, or extractors cannot compare them with the data."""
+def check(experiment: Experiment) -> int:
+    """How many images there are. Raises UserError where that is less than two, or an extractor is not for them."""
     files, names = _listed(experiment)
-    shape = _decoded(files, names[0], experiment).shape
-    for settings in experiment.extractors.values():
-        settings.check(shape)
+    check_extractors(experiment, _decoded(files, names[0], experiment).shape)
+    return len(names)
 
 
 def run(experiment: Experiment, stop: StopRequest) -> None:
@@ -72,15 +71,7 @@ def lines(told: dict[str, Any]) -> list[str]:
     against, records = told["reference"]["data"], told["reference"]["records"]
     size = "x".join(map(str, told["size"][:2]))
     head = f"{told['samples']} images of {size} in {told['images']}, against {records or 'the statistics'} of {against}"
-    rows = [head]
-    for row in told["metrics"].values():
-        whole, floor = row[NAME]["whole"], row["real"]["value"]
-        error = "" if whole["error"] is None else f" ± {whole['error']:.2g}"
-        beside = "" if floor is None else f"; at n = {row['n']}: {row[NAME]['value']:.4g}, real data {floor:.4g}"
-        rows.append(
-            f"{row['title']} {whole['value']:.4g}{error} ({row['better']} is better{beside}) {row['extractor']}"
-        )
-    return rows
+    return [head, *(line(row, NAME) for row in told["metrics"].values())]
 
 
 def _of_data(experiment: Experiment, extractors: dict[str, Extractor], shape: tuple[int, ...]) -> dict[str, Extractor]:

@@ -1,5 +1,6 @@
 """Pictures of an evaluation: samples, samples with their nearest training images, and figures over training."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from score_sde.data import whole
 from score_sde.evaluation.distances import nearest
+from score_sde.evaluation.metrics import METRICS
 from score_sde.experiment.base import Experiment
 from score_sde.experiment.evaluating.figures import Reference
 from score_sde.experiment.evaluating.samples import Sampled
@@ -39,42 +41,56 @@ def galleries(experiment: Experiment, folder: Path, every: dict[str, Sampled], r
             write_png(folder / f"{name}_nearest.png", experiment.picture(np.concatenate(rows), COLUMNS))
 
 
+Line = list[tuple[int, float]]  # by step
+
+
 def over_training(folder: Path, every: list[dict[str, Any]]) -> None:
-    """curve.png, each metric by step, and best.json, the step and sampler that are best by each."""
-    keys = list(dict.fromkeys(key for each in every for key in each["metrics"]))
+    """curve.png, each metric by step, and best.json, the step and sampler that are best by each that ranks them: of all
+    samples against all real records, with the floor at its n beside."""
+    rows = {key: row for each in every for key, row in each["metrics"].items()}  # the last of each
+    lines = {key: _by_step(every, key) for key in rows}
     best: dict[str, Any] = {}
-    lines: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for key in keys:
-        of = [(each, each["metrics"][key]) for each in every if key in each["metrics"]]
-        own: dict[str, list[tuple[int, float]]] = {}
-        for each, row in of:
-            for name in each["samplers"]:
-                own.setdefault(name, []).append((each["step"], row[name]["whole"]["value"]))
-        sign = 1 if of[-1][1]["better"] == "lower" else -1
-        value, step, name = min((sign * value, step, name) for name, line in own.items() for step, value in line)
-        best[key] = {"title": of[-1][1]["title"], "value": sign * value, "step": step, "sampler": name}
-        lines[key] = own
+    for key, row in rows.items():
+        if METRICS[row["metric"]].ranks:
+            sign = 1 if row["better"] == "lower" else -1
+            value, step, name = min(
+                (sign * value, step, name) for name, line in lines[key].items() for step, value in line
+            )
+            told = {each: row[each] for each in ("title", "better", "extractor")}
+            floor = {"n": row["n"], "value": row["real"]["value"]}
+            found = {"n": row[name]["whole"]["n"], "value": sign * value, "step": step, "sampler": name}
+            best[key] = told | found | {"floor": floor}
     write_json(folder / "best.json", best)
-    if keys and len({each["step"] for each in every}) > 1:
-        write_atomically(
-            folder / "curve.png", lambda path: _draw(path, lines, {key: best[key]["title"] for key in keys})
-        )
+    if rows and len({each["step"] for each in every}) > 1:
+        write_atomically(folder / "curve.png", lambda path: _draw(path, rows, lines))
 
 
-def _draw(path: Path, lines: dict[str, dict[str, list[tuple[int, float]]]], titles: dict[str, str]) -> None:
+def _by_step(every: list[dict[str, Any]], key: str) -> dict[str, Line]:
+    """A metric's figures, by sampler."""
+    lines: dict[str, Line] = {}
+    for each in every:
+        for name in each["samplers"] if key in each["metrics"] else ():
+            lines.setdefault(name, []).append((each["step"], each["metrics"][key][name]["whole"]["value"]))
+    return lines
+
+
+def _draw(path: Path, rows: dict[str, dict[str, Any]], lines: dict[str, dict[str, Line]]) -> None:
     from matplotlib.figure import Figure  # slow to import, and needed here alone
 
-    columns = min(3, len(lines))
-    rows = -(-len(lines) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
-    for axes, (key, own) in zip(figure.subplots(rows, columns, squeeze=False).flat, lines.items(), strict=False):
-        for name, line in own.items():
+    across = min(3, len(rows))
+    down = -(-len(rows) // across)
+    figure = Figure(figsize=(4.6 * across, 3.2 * down), layout="constrained")
+    for axes, (key, row) in zip(figure.subplots(down, across, squeeze=False).flat, rows.items(), strict=False):
+        for name, line in lines[key].items():
             axes.plot(*zip(*line, strict=True), marker="o", markersize=3, linewidth=1.2, label=name)
-        axes.set_title(titles[key], fontsize=10)
-        axes.set_xlabel("step")
+            whole = row[name]["whole"]
+        if row["real"]["value"] is not None:
+            axes.axhline(row["real"]["value"], color="0.4", linestyle=":", label=f"real data, n = {row['n']}")
+        axes.set_title(textwrap.fill(f"{row['title']}, {row['better']} is better", 50), fontsize=10)
+        of = f"{whole['n']} samples against {whole['records'] or 'the statistics'}"
+        axes.set_xlabel(f"step; {of}\n{textwrap.fill(row['extractor'], 60)}", fontsize=8)
         axes.grid(alpha=0.3)
-        if len(own) > 1:
-            axes.legend(fontsize=8)
-    for axes in figure.axes[len(lines) :]:
+        axes.legend(fontsize=8)
+    for axes in figure.axes[len(rows) :]:
         axes.remove()
     figure.savefig(path, format="png", dpi=110)

@@ -1,20 +1,27 @@
 """Features of real data, computed once and kept: what samples are compared with.
 
 They are kept in `evaluation.statistics`, by default `statistics/` in the user's cache folder, as one file for each
-split and extractor: `features`, `probabilities` where there are any, their `mu` and `sigma`, and the `record` of what
-they are of. They are used again when and only when the split's fingerprint, its number of records and the extractor's
-fingerprint are the same. Every record counts once; none is dropped.
+split and extractor: `features`, `probabilities` where there are any, their `mu` and `sigma` where these are no larger
+than the features of many, and the `record` of what they are of. They are used again when and only when the split's
+fingerprint, its number of records and the extractor's fingerprint are the same. Every record counts once; none is
+dropped. Features of pure noise are kept beside them.
+
+Of several runs that need the same at once, one makes it and the others wait.
 """
 
+import dataclasses
+import functools
 import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from score_sde.data import Records
 from score_sde.distributed.environment import cache_folder
@@ -22,13 +29,16 @@ from score_sde.distributed.processes import from_first
 from score_sde.errors import UserError
 from score_sde.evaluation.extractors import Extractor
 from score_sde.evaluation.features import Features
+from score_sde.evaluation.frechet import root
+from score_sde.evaluation.halves import noise_images
 from score_sde.evaluation.moments import Gaussian, Moments
 from score_sde.experiment.base import Experiment
-from score_sde.experiment.batches import Arrays, discard, run_batches
+from score_sde.experiment.batches import Arrays, alone, discard, run_batches
 from score_sde.training.interrupt import StopRequest
 from score_sde.writers import read_arrays, say, write_arrays
 
 BATCH = 256  # records a batch, or a few more
+LARGEST_SIGMA = 4096  # features whose covariance is kept, of 128 MiB
 SPLITS = ("train", "test")
 
 
@@ -47,40 +57,90 @@ def check_folder(path: Path) -> None:
 
 def features(experiment: Experiment, extractor: Extractor, split: str, stop: StopRequest) -> Features:
     """Of all records of a split; process 0 alone has any where they were kept."""
-    records: Records = experiment.train_records if split == "train" else experiment.test_records
-    record = {
-        "source": experiment.config["data"]["source"],
-        "split": split,
-        "records": len(records),
-        "data": records.fingerprint,
-        "extractor": extractor.description,
-        "features": extractor.fingerprint,
-    }
-    text = json.dumps(record, sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    name = f"{record['source'].partition(':')[0]}-{split}-{extractor.name}"
-    path = folder(experiment) / f"{name}-{key}.npz"
-    kept = read_arrays(path) if jax.process_index() == 0 else None
-    sound = kept is not None and str(kept.get("record")) == text
-    if bool(from_first(np.asarray(sound))):
-        say(f"statistics: {name}, {len(records)} records, is in {path}")
-        return _features(kept) if kept is not None else Features(np.zeros((0, extractor.dim), np.float32))
-    size = -(-BATCH // extractor.batch_size) * extractor.batch_size
+    records = records_of(experiment, split)
+    source = experiment.config["data"]["source"]
+    told = {"source": source, "split": split, "data": records.fingerprint}
+    images = lambda index: records.gather(index, ("image",))["image"]
+    name = f"{source.partition(':')[0]}-{split}-{extractor.name}"
+    return _Wanted(folder(experiment), name, told, extractor, len(records), images).features(stop)
 
-    def compute(number: int) -> Arrays:
-        index = np.arange(number * size, min((number + 1) * size, len(records)))
-        return as_arrays(extractor(records.gather(index, ("image",))["image"]))
 
-    unfinished = path.with_name(f".{path.stem}")
-    parts = run_batches(f"statistics {name}", unfinished, key, -(-len(records) // size), compute, stop)
-    found = joined([_features(part) for part in parts])
-    if jax.process_index() == 0:
-        gaussian = Moments.of(found.features).gaussian()
-        own = {**as_arrays(found), "mu": gaussian.mean, "sigma": gaussian.covariance, "record": np.asarray(text)}
-        write_arrays(path, own)
-    discard(unfinished)
-    say(f"statistics: {name}, {len(records)} records by {extractor.description}, in {path}")
-    return found
+def noise(experiment: Experiment, extractor: Extractor, count: int, stop: StopRequest) -> Features:
+    """Of so many `halves.noise_images`; process 0 alone has any where they were kept."""
+    told = {"source": "noise", "shape": extractor.shape, "levels": extractor.levels}
+    whole = functools.cache(lambda: noise_images(extractor.shape, extractor.levels, count))
+    images = lambda index: whole()[index]
+    return _Wanted(folder(experiment), f"noise-{extractor.name}", told, extractor, count, images).features(stop)
+
+
+def records_of(experiment: Experiment, split: str) -> Records:
+    """Those of a row of `SPLITS`."""
+    return experiment.train_records if split == "train" else experiment.test_records
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Wanted:
+    """Features of images(0 … count − 1), to be kept in the folder `home`. told: what the images are."""
+
+    home: Path
+    name: str
+    told: dict[str, Any]
+    extractor: Extractor
+    count: int
+    images: Callable[[Int[np.ndarray, "n"]], np.ndarray]
+
+    @property
+    def record(self) -> str:
+        extractor = {"extractor": self.extractor.description, "features": self.extractor.fingerprint}
+        return json.dumps(self.told | {"records": self.count} | extractor, sort_keys=True)
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(self.record.encode()).hexdigest()[:16]
+
+    @property
+    def path(self) -> Path:
+        return self.home / f"{self.name}-{self.key}.npz"
+
+    def features(self, stop: StopRequest) -> Features:
+        """As kept, or made now."""
+        unfinished = self.path.with_name(f".{self.path.stem}")
+        kept = self._kept()
+        if kept is None:
+            with alone(unfinished, f"statistics {self.name}", stop):
+                kept = self._kept()  # another run may have made them meanwhile
+                if kept is None:
+                    return self._made(unfinished, stop)
+        say(f"statistics: {self.name}, {self.count} records, is in {self.path}")
+        return kept
+
+    def _kept(self) -> Features | None:
+        """None, on all processes, where there is nothing or something else."""
+        arrays = read_arrays(self.path) if jax.process_index() == 0 else None
+        sound = arrays is not None and str(arrays.get("record")) == self.record
+        if not bool(from_first(np.asarray(sound))):
+            return None
+        return Features(np.zeros((0, self.extractor.dim), np.float32)) if arrays is None else _features(arrays)
+
+    def _made(self, unfinished: Path, stop: StopRequest) -> Features:
+        size = -(-BATCH // self.extractor.batch_size) * self.extractor.batch_size
+
+        def compute(number: int) -> Arrays:
+            index = np.arange(number * size, min((number + 1) * size, self.count))
+            return as_arrays(self.extractor(self.images(index)))
+
+        count = -(-self.count // size)
+        parts = run_batches(f"statistics {self.name}", unfinished, self.key, count, compute, stop)
+        found = joined([_features(part) for part in parts])
+        if jax.process_index() == 0:
+            own = {**as_arrays(found), "record": np.asarray(self.record)}
+            if self.extractor.dim <= LARGEST_SIGMA and self.count > 1:
+                gaussian = Moments.merged(Moments.of(part["features"]) for part in parts).gaussian()
+                own |= {"mu": gaussian.mean, "sigma": gaussian.covariance}
+            write_arrays(self.path, own)
+        discard(unfinished)
+        say(f"statistics: {self.name}, {self.count} records by {self.extractor.description}, in {self.path}")
+        return found
 
 
 def as_arrays(found: Features) -> Arrays:
@@ -116,6 +176,7 @@ def foreign(path: Path) -> Statistics:
         with np.load(path, allow_pickle=False) as arrays:
             mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
             record = json.loads(str(arrays["record"])) if "record" in arrays else {}
+            extractor = record.get("features") if isinstance(record, dict) else None
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"evaluation.reference={path} is no .npz file with mu and sigma: {error}") from error
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
@@ -123,7 +184,11 @@ def foreign(path: Path) -> Statistics:
         raise UserError(f"evaluation.reference={path}: mu and sigma are of shapes {shapes}, not (dim,) and (dim, dim)")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"evaluation.reference={path}: mu or sigma is not finite")
-    return Statistics(Gaussian(mean, covariance), record.get("features"))
+    try:
+        root(covariance)
+    except UserError as error:
+        raise UserError(f"evaluation.reference={path}: sigma is {error}") from error
+    return Statistics(Gaussian(mean, covariance), extractor)
 
 
 def described(experiment: Experiment) -> dict[str, Any]:
@@ -131,5 +196,4 @@ def described(experiment: Experiment) -> dict[str, Any]:
     reference = experiment.evaluation.reference
     if reference not in SPLITS:
         return {"data": reference, "records": None}
-    records = experiment.train_records if reference == "train" else experiment.test_records
-    return {"data": reference, "records": len(records)}
+    return {"data": reference, "records": len(records_of(experiment, reference))}

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from score_sde.errors import Checks, UserError
 from score_sde.evaluation.extractors import Extractor
 from score_sde.evaluation.features import Features
 from score_sde.experiment import sample
@@ -33,6 +34,23 @@ class Sampled(NamedTuple):
     first: Shaped[np.ndarray, "shown *shape"]
     cost: dict[str, float]
     failed: int
+
+
+def check_extractors(experiment: Experiment, shape: tuple[int, ...]) -> None:
+    """Raises UserError where there is none, or one that is not for images of `shape` or lacks its weights."""
+    with Checks() as checks:
+        checks.that(bool(experiment.extractors), "evaluation.extractors must name at least one extractor")
+        for name, settings in experiment.extractors.items():
+            try:
+                settings.check(shape)
+            except UserError as error:
+                checks.that(False, f"evaluation.extractors: {name}: {error}")
+
+
+def built(experiment: Experiment) -> Extractors:
+    """The extractors for the experiment's data."""
+    source, mesh = experiment.source, experiment.mesh
+    return {name: each.build(source.shape, source.levels, mesh) for name, each in experiment.extractors.items()}
 
 
 def looked_at(extractors: Extractors, image: Shaped[np.ndarray, "n *shape"]) -> Arrays:
