@@ -14,11 +14,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from score_sde.data import Digits
+from score_sde.data.decoding import as_uint8
 from score_sde.distributed.mesh import MeshSettings
 from score_sde.errors import UserError
 from score_sde.evaluation.extractors import EXTRACTORS, fashion_cnn, inception, trained
 from score_sde.evaluation.frechet import frechet_distance
-from score_sde.evaluation.resize import as_uint8, coloured, resized
+from score_sde.evaluation.resize import coloured, resized
 from score_sde.models.small_cnn import SmallCNN
 from score_sde.training.image_classifier import Recipe
 from tests import recorded, test_fashion_mnist

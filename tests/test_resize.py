@@ -6,8 +6,9 @@ The latter are recorded by fixtures/record_resize.py.
 import numpy as np
 import pytest
 
+from score_sde.data.decoding import as_uint8
 from score_sde.errors import UserError
-from score_sde.evaluation.resize import RESAMPLINGS, as_pixels, as_uint8, check_channels, coloured, resized
+from score_sde.evaluation.resize import RESAMPLINGS, as_pixels, check_channels, coloured, resized
 from tests.recorded import FIXTURES
 
 PILLOW = ("bicubic", "lanczos")

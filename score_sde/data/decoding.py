@@ -71,7 +71,12 @@ def to_square(image: Pixels, size: int, resampling: str = "area") -> Pixels:
     square = image[top : top + side, left : left + side]
     if side == size:
         return np.ascontiguousarray(square)
-    return np.clip(np.rint(RESAMPLINGS[resampling](square, size)), 0, 255).astype(np.uint8)
+    return as_uint8(RESAMPLINGS[resampling](square, size))
+
+
+def as_uint8(pixels: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Cut to [0, 255] and rounded: cutting the fraction off would darken them by half a level on average."""
+    return np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
 
 
 def _area(square: Pixels, size: int) -> Colours:

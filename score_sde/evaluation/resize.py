@@ -6,8 +6,7 @@ r"""Images to the size and the values that a feature network takes; Fréchet dis
     tensorflow1         y_i = (1 − f) x_⌊si⌋ + f x_⌊si⌋₊₁, f = s i − ⌊s i⌋, whatever s: what TensorFlow 1 did, and with
                         it most published FIDs. It aliases where images shrink, and shifts them by up to half a pixel
 
-The result is cut to [0, 255], which bicubic and Lanczos overshoot at edges. Where images are to be stored as whole
-numbers, they are rounded: cutting the fraction off would darken them by half a level on average.
+The result is cut to [0, 255], which bicubic and Lanczos overshoot at edges.
 
 Source: Parmar, Zhang & Zhu, "On Aliased Resizing and Surprising Subtleties in GAN Evaluation", 2022 (clean-fid).
 """
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Float, Float32, Integer, UInt8
+from jaxtyping import Float32, Integer
 from PIL import Image
 
 from score_sde.errors import UserError
@@ -27,11 +26,6 @@ Pixels = Float32[np.ndarray, "n height width channels"]
 def as_pixels(images: Integer[np.ndarray, "n height width channels"], levels: int) -> Pixels:
     """Levels 0 … K − 1 as pixels in [0, 255], not rounded."""
     return images.astype(np.float32) * np.float32(255 / (levels - 1))
-
-
-def as_uint8(pixels: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Pixels in [0, 255], rounded."""
-    return np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
 
 
 def check_channels(extractor: str, shape: tuple[int, ...]) -> None:
