@@ -41,7 +41,7 @@ def pareto(cost: list[float], value: list[float], better: str) -> list[int]:
 
 
 def plot(lines: list[Line], level: Level | None, *, x: str, y: str, better: str, front: bool = True) -> bytes:
-    """A PNG. The vertical axis is logarithmic where lower is better: those are distances."""
+    """A PNG. The vertical axis is logarithmic where lower is better, those are distances, unless one is negative."""
     from matplotlib.figure import Figure  # slow to import, and needed here alone
 
     figure = Figure(figsize=(8, 4.8), layout="constrained", dpi=130)
@@ -57,7 +57,7 @@ def plot(lines: list[Line], level: Level | None, *, x: str, y: str, better: str,
     if level is not None:
         axes.axhline(level.mean, color="black", linestyle=":", linewidth=1.2, label=level.name)
         axes.axhspan(level.mean - level.spread, level.mean + level.spread, color="black", alpha=0.08, linewidth=0)
-    _dress(axes, lines, x, y, better)
+    _dress(axes, lines, level, x, y, better)
     figure.legend(loc="outside right upper", fontsize=9, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -69,8 +69,8 @@ def _draw_line(axes: Any, line: Line, number: int, better: str) -> None:
 
     color = colormaps["tab20"](2 * number % 20 + number // 10 % 2)
     mean, spread = np.array(line.mean), np.array(line.spread)
-    if better == "lower":
-        growth = np.exp(spread / np.maximum(mean, 1e-30))
+    if better == "lower" and (mean > 0).all():
+        growth = np.exp(spread / mean)
         low, high = mean / growth, mean * growth
     else:
         low, high = mean - spread, mean + spread
@@ -79,7 +79,7 @@ def _draw_line(axes: Any, line: Line, number: int, better: str) -> None:
     axes.plot(line.cost, mean, style, color=color, marker=marker, markersize=5, linewidth=1.4, label=line.name)
 
 
-def _dress(axes: Any, lines: list[Line], x: str, y: str, better: str) -> None:
+def _dress(axes: Any, lines: list[Line], level: Level | None, x: str, y: str, better: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log")
@@ -87,9 +87,10 @@ def _dress(axes: Any, lines: list[Line], x: str, y: str, better: str) -> None:
     if costs and costs[-1] > costs[0]:
         axes.set_xlim(costs[0] / 1.15, costs[-1] * 1.15)
     values = [value for line in lines for value in line.mean]
-    if better == "lower" and min(values) > 0:
-        axes.set_yscale("log")
-        if max(values) > TOO_FAR * np.median(values):
+    if better == "lower":
+        if min([*values, level.mean if level else np.inf]) > 0:  # an unbiased distance may be negative
+            axes.set_yscale("log")
+        if max(values) > TOO_FAR * np.median(values) > 0:
             axes.set_ylim(top=TOO_FAR * np.median(values))
     for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
         if axis.get_scale() == "log":
