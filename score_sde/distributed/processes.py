@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 from score_sde.errors import RunFailed, UserError
 
 # Seconds without a sign of life after which a process counts as dead, and its job ends.
-HEARTBEAT_SECONDS = 60
+HEARTBEAT_SECONDS = 50
 MARGIN_SECONDS = 5  # in which the runtime says so
 SHUTDOWN_SECONDS = 30  # that a process which ends waits for the others to end
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "libtpu")
