@@ -41,10 +41,10 @@ def within(
     square: Float[np.ndarray, "n m"], a: Rows, b: Float[np.ndarray, "m dim"], radius: Float[np.ndarray, "#n #m"]
 ) -> Bool[np.ndarray, "n m"]:
     """Whether |a − b| ≤ radius, of all pairs of one block each. square: of `squared`."""
-    found = square <= radius**2
-    sums = (a.astype(np.float64) ** 2).sum(axis=1)[:, None] + (b.astype(np.float64) ** 2).sum(axis=1)
-    rounding = 2 * (a.shape[1] + 2) * np.finfo(np.float64).eps * sums
-    row, column = np.nonzero(np.abs(square - radius**2) <= rounding)
+    largest = sum((each.astype(np.float64) ** 2).sum(axis=1).max() for each in (a, b))
+    rounding = 2 * (a.shape[1] + 2) * np.finfo(np.float64).eps * largest
+    found = square <= radius**2 + rounding
+    row, column = np.nonzero(found & (square >= radius**2 - rounding))
     limit = np.broadcast_to(radius, square.shape)
     for part in blocks(len(row)):
         at = row[part], column[part]
