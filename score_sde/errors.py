@@ -4,12 +4,20 @@ import difflib
 import errno
 import os
 import shutil
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 MOST_NAMES = 15
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or what a user may have of it
+# What NumPy raises of an .npz file that is damaged.
+DAMAGED_NPZ: tuple[type[Exception], ...] = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, NotImplementedError, RuntimeError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
 class UserError(Exception):

@@ -8,8 +8,6 @@ import json
 import os
 import sys
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import tensorboardX
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from score_sde.errors import RunFailed, room_for
+from score_sde.errors import DAMAGED_NPZ, RunFailed, room_for
 
 
 def say(line: str) -> None:
@@ -65,7 +63,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return dict(stored)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except DAMAGED_NPZ:
         return None
 
 

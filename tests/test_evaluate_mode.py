@@ -1,5 +1,6 @@
 """--mode=evaluate and --mode=statistics through main.py, on a network too small to be any good."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -11,9 +12,11 @@ import pytest
 from PIL import Image
 
 from score_sde.data import SOURCES, whole
+from score_sde.errors import UserError
 from score_sde.experiment import batches, evaluate
-from score_sde.experiment.evaluating import folder
+from score_sde.experiment.evaluating import folder, real
 from score_sde.experiment.pictures import write_png
+from score_sde.writers import read_arrays
 from tests import program
 
 SMALL = (
@@ -83,21 +86,22 @@ def test_all_checkpoints_are_scored_once(run, capsys):
     reports = run("--config.evaluation.checkpoints=all")
     said = capsys.readouterr().out
     floor = read(reports / "evaluation.json")["metrics"]["frechet_pixels"]["real"]["value"]
-    assert "evaluate: step 8, ddim: 40 samples against 500 of test" in said
+    assert "evaluate: step 8, ddim: 40 samples" in said
+    assert ", 40 against 500 of test (lower is better; at n = 40: " in said
     assert f"real data {floor:.4g}) pixels at 8x8, not resampled" in said
     assert [path.name for path in sorted((reports / "evaluation").glob("*.json"))] == [
         *("00000004.json", "00000008.json", "best.json"),
     ]
     assert (reports / "evaluation" / "curve.png").is_file()
     scores = {step: read(reports / "evaluation" / f"{step:08d}.json")["metrics"]["frechet_pixels"] for step in (4, 8)}
-    values = {step: row["ddim"]["whole"]["value"] for step, row in scores.items()}
+    values = {step: row["ddim"]["value"] for step, row in scores.items()}
     best = read(reports / "evaluation" / "best.json")["frechet_pixels"]
     assert (best["step"], best["value"]) == min(
         (step, value) for step, value in values.items() if value == best["value"]
     )
     assert best["value"] == min(values.values())
     assert (best["extractor"], best["n"]) == ("pixels at 8x8, not resampled", 40)
-    assert best["floor"] == {"n": 40, "value": scores[8]["real"]["value"]}
+    assert best["real"] == scores[8]["real"]["value"]
     # The lowest share of samples near training data is not the best.
     assert set(read(reports / "evaluation" / "best.json")) == {"frechet_pixels", "kernel_pixels", "recall_pixels"}
     capsys.readouterr()
@@ -112,18 +116,48 @@ def test_figures_of_other_settings_are_not_in_the_curve(run):
     run("--config.evaluation.metrics=frechet", "--config.sampling.num_samples=24")  # of step 8 alone
     best = read(reports / "evaluation" / "best.json")["frechet_pixels"]
     assert best["step"] == 8
-    assert best["value"] == read(reports / "evaluation.json")["metrics"]["frechet_pixels"]["ddim"]["whole"]["value"]
+    assert best["value"] == read(reports / "evaluation.json")["metrics"]["frechet_pixels"]["ddim"]["value"]
 
 
 def test_following_ends_with_the_training(run, monkeypatch, capsys):
     """A longer training is waited for; a checkpoint that comes meanwhile is scored."""
     monkeypatch.setattr(evaluate, "POLL_SECONDS", 0.0)
-    known, longer = evaluate._known_steps, iter([[4], [4], [4, 8]])
-    monkeypatch.setattr(evaluate, "_known_steps", lambda experiment: next(longer, known(experiment)))
+    known, longer, seen = evaluate._known_steps, iter([[], [], [4], [4], [4, 8]]), []
+
+    def steps(experiment):
+        page = experiment.workdir.reports / "report.html"
+        seen.append(page.is_file())
+        return next(longer, known(experiment))
+
+    monkeypatch.setattr(evaluate, "_known_steps", steps)
     run("--config.evaluation.checkpoints=follow", "--config.evaluation.metrics=frechet")
     said = capsys.readouterr().out
-    assert "evaluate: waits for checkpoints after step 4" in said
+    assert said.count("evaluate: waits for checkpoints after step 0") == 1
+    assert said.count("evaluate: waits for checkpoints after step 4") == 1
     assert said.index("step 4, ddim") < said.index("step 8, ddim")
+    assert seen == [False, False, False, True, True]  # the page is there while it waits for the next
+
+
+def test_following_begins_before_the_first_checkpoint(tmp_path, monkeypatch, capsys):
+    def end(seconds):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(evaluate.time, "sleep", end)
+    flags = [f"--config.evaluation.statistics={tmp_path / 'statistics'}", "--config.evaluation.checkpoints=follow"]
+    assert program.main(program.flags(tmp_path / "w", "evaluate", *SMALL, *flags)) == 75
+    assert "evaluate: waits for checkpoints after step 0" in capsys.readouterr().out
+
+
+def test_another_training_in_the_same_place_is_scored_anew(run, tmp_path):
+    frechet = "--config.evaluation.metrics=frechet"
+    first = read(run(frechet) / "evaluation.json")
+    shutil.rmtree(tmp_path / "w" / "checkpoints")
+    (tmp_path / "w" / "config.json").unlink()
+    rate = "--config.optimiser.learning_rate=0.05"
+    run(rate, mode="train")
+    again = read(run(frechet, rate) / "evaluation.json")
+    assert again["step"] == first["step"] == 8
+    assert again["metrics"]["frechet_pixels"]["ddim"] != first["metrics"]["frechet_pixels"]["ddim"]
 
 
 def test_classes_are_counted_of_the_data_that_the_classifier_knows(run, tmp_path):
@@ -191,15 +225,14 @@ def test_two_runs_that_need_the_same_statistics_take_turns(other, run, tmp_path,
     """One waits while another holds the folder of what is unfinished; and goes on where that died before its end."""
     run(mode="statistics")
     file = next((tmp_path / "statistics").glob("digits-test-pixels-*.npz"))
-    finished, unfinished = file.rename(tmp_path / file.name), file.with_name(f".{file.stem}")
-    unfinished.mkdir()
-    handle = os.open(unfinished, os.O_RDONLY)
+    finished, lock = file.rename(tmp_path / file.name), file.with_name(f".{file.stem}.lock")
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT)
     fcntl.flock(handle, fcntl.LOCK_EX)
 
     def pause(seconds):
         if other == "ends":
             shutil.copy2(finished, file)
-            unfinished.rmdir()
+            lock.unlink()
         os.close(handle)
 
     monkeypatch.setattr(batches.time, "sleep", pause)
@@ -210,7 +243,42 @@ def test_two_runs_that_need_the_same_statistics_take_turns(other, run, tmp_path,
     made = f"statistics: digits-test-pixels, 500 records by pixels at 8x8, not resampled, in {file}"
     assert (made in said) == (other == "dies")
     assert file.read_bytes() == finished.read_bytes()
-    assert not unfinished.exists()
+    assert not list(file.parent.glob(".*"))
+
+
+def test_statistics_go_on_with_batches_of_another_size(run, tmp_path, monkeypatch):
+    """None is left out, and none is taken twice, where the extractor computes fewer images at a time than before."""
+    run(mode="statistics")
+    files = {file.name: file.read_bytes() for file in (tmp_path / "statistics").glob("*.npz")}
+    shutil.rmtree(tmp_path / "statistics")
+    write = real.write_arrays
+
+    def die(path, arrays):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(real, "BATCH", 300)
+    monkeypatch.setattr(real, "write_arrays", die)
+    with pytest.raises(KeyboardInterrupt):
+        run(mode="statistics")
+    monkeypatch.setattr(real, "BATCH", 256)
+    monkeypatch.setattr(real, "write_arrays", write)
+    run(mode="statistics")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "statistics").glob("*.npz")} == files
+
+
+def test_what_the_reference_cannot_give_is_said_before_images_are_looked_at(tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "equal.npz", image=np.zeros((90, 8, 8, 1), np.uint8))
+    place = tmp_path / "pictures"
+    place.mkdir()
+    for number in range(5):
+        write_png(place / f"{number}.png", np.full((8, 8, 1), number, np.uint8))
+    monkeypatch.setattr(folder, "looked_at", None)
+    flags = [
+        *(f"--config.data.source=npz:{tmp_path / 'equal.npz'}", "--config.evaluation.metrics=mmd"),
+        *(f"--config.evaluation.images={place}", f"--config.evaluation.statistics={tmp_path / 'statistics'}"),
+    ]
+    assert program.main(program.flags(tmp_path / "w", "evaluate", *SMALL, *flags)) == 2
+    assert "more than half of the reference's pairs of samples are equal" in capsys.readouterr().err
 
 
 def test_noise_is_looked_at_once_and_no_more_than_is_needed(run, tmp_path):
@@ -306,6 +374,9 @@ STATISTICS = {
     "other features": ({}, "mu and sigma are of 2 features, pixels has 64"),
     "no record": ({"record": np.asarray("[1]")}, "mu and sigma are of 2 features, pixels has 64"),
     "not finite": ({"mu": np.array([0, np.nan])}, "mu or sigma is not finite"),
+    "not symmetric": ({"sigma": np.array([[1.0, 0.9], [0.0, 1.0]])}, "sigma is not symmetric"),
+    "empty": ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "are of shapes (0,) and (0, 0)"),
+    "complex": ({"mu": np.zeros(2, complex)}, "is no .npz file with mu and sigma"),
 }
 
 
@@ -334,6 +405,19 @@ def test_statistics_that_cannot_be_compared_with_are_refused(case, trained, tmp_
     assert line.count("\n") == 1
     assert words in line
     assert program.snapshot(trained) == before
+
+
+def test_damaged_statistics_are_told_whatever_the_damage(trained, tmp_path):
+    np.savez_compressed(tmp_path / "sound.npz", mu=np.zeros(64), sigma=np.eye(64))
+    sound, draw = (tmp_path / "sound.npz").read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        content = bytearray(sound)
+        for place in draw.integers(len(content), size=3):
+            content[place] = draw.integers(256)
+        (tmp_path / "damaged.npz").write_bytes(content)
+        read_arrays(tmp_path / "damaged.npz")
+        with contextlib.suppress(UserError):
+            real.foreign(tmp_path / "damaged.npz")
 
 
 @pytest.mark.parametrize("extractors", ["", "fashion_cnn", "inception"])

@@ -124,6 +124,20 @@ def test_frechet_distance_of_more_features_than_a_covariance_fits():
     assert frechet_distance(x, moved) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("n", [40, 700])
+def test_frechet_distance_of_nearly_flat_sets(n):
+    """A set of samples and the same with each feature scaled by c_j: what is small in one is not lost in the other.
+
+    The rows are orthogonal, so that covariances are diagonal and the distance is Σ (c_j − 1)² Var_j.
+    """
+    dim = 32
+    x = np.linalg.qr(normal(n, dim) - normal(n, dim).mean(axis=0))[0]
+    x = np.linalg.qr(x - x.mean(axis=0))[0]  # of mean 0, to rounding
+    scale = np.where(np.arange(dim) % 2, 1.0, 1e-8)
+    expected = (scale - 1) ** 2 @ (x.var(axis=0, ddof=1))
+    assert frechet_distance(x, x * scale) == pytest.approx(expected, rel=1e-12)
+
+
 def test_what_is_no_covariance_is_refused():
     """No root of it is complex, or cut off in silence."""
     wrong = Gaussian(np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]]))
@@ -236,10 +250,13 @@ def test_the_halves_are_disjoint_and_all_of_the_data():
 
 
 def test_noise_is_uniform():
-    noise = noise_images((8, 8, 1), 17, 200)
+    noise = noise_images((8, 8, 1), 17, np.arange(200))
+    np.testing.assert_array_equal(noise_images((8, 8, 1), 17, np.array([7, 3])), noise[[7, 3]])
     assert noise.shape == (200, 8, 8, 1)
     assert scipy.stats.chisquare(np.bincount(noise.ravel(), minlength=17)).pvalue > 1e-3
-    assert scipy.stats.kstest(noise_images((2,), 0, 1000).ravel(), scipy.stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    assert (
+        scipy.stats.kstest(noise_images((2,), 0, np.arange(1000)).ravel(), scipy.stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["frechet", "recognition"])

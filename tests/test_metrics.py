@@ -311,6 +311,12 @@ def test_what_cannot_be_scored_is_said(case):
         score(name, generated, reference, Settings(), train)
 
 
+def test_what_is_beyond_float64_is_said():
+    huge = Features((1e200 * normal(9, 3)).astype(np.float64))
+    with np.errstate(all="ignore"), pytest.raises(UserError, match=r"'kernel' is beyond float64 for features as large"):
+        score("kernel", huge, ROWS, Settings())
+
+
 def test_settings_that_cannot_be():
     with pytest.raises(UserError, match="kernel_subset_size must be at least 4, not 1"):
         Settings(kernel_subset_size=1)

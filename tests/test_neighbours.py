@@ -53,6 +53,16 @@ def test_a_copy_far_from_zero_lies_at_zero():
     np.testing.assert_array_equal(found.row[:, 0], [5, 6, 7])
 
 
+@pytest.mark.parametrize("offset", [1e4, 1e5])
+def test_neighbours_far_from_zero_are_those_near_it(offset):
+    """Of steps that the offset can carry exactly, so that the distances are the same."""
+    rows = np.random.default_rng(0).integers(-4000, 4000, (200, 3)) * 2.0**-20
+    near, far = (nearest(each[:50], each, 5) for each in (rows, offset + rows))
+    np.testing.assert_array_equal(near.row, far.row)
+    np.testing.assert_array_equal(near.distance, far.distance)
+    assert values(offset + rows[:100], offset + rows[100:]) == values(rows[:100], rows[100:])
+
+
 LINE = np.arange(20.0)[:, None]  # the third neighbour of an inner point is 2 away, of the ends 3; the fifth 3, and 5
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import math
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,11 +19,10 @@ from jaxtyping import Shaped
 
 from score_sde.data.listing import held_out
 from score_sde.data.source import InMemory, Records
-from score_sde.errors import Checks, UserError
+from score_sde.errors import DAMAGED_NPZ, Checks, UserError
 
 DATA, LABELS = ("image", "images", "arr_0"), ("label", "labels", "arr_1")
 LEVELS = {np.dtype(np.uint8): 2**8, np.dtype(np.uint16): 2**16, np.dtype(np.float32): 0, np.dtype(np.float64): 0}
-DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # what NumPy raises
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ class NPZ:
                 there = [name.removesuffix(".npy") for name in archive.namelist()]
                 with archive.open(f"{_key(path, there, DATA)}.npy") as array:
                     shape, _, dtype = read[np.lib.format.read_magic(array)](array)
-        except DAMAGED as error:
+        except DAMAGED_NPZ as error:
             raise UserError(f"{path} is no readable .npz file: {error}") from error
         if dtype not in LEVELS:
             valid = ", ".join(map(str, LEVELS))
@@ -100,7 +98,7 @@ class NPZ:
             with np.load(path, allow_pickle=False) as stored:
                 image = stored[_key(path, stored.files, DATA)]
                 label = stored[_key(path, stored.files, LABELS)] if self.classes else None
-        except DAMAGED as error:
+        except DAMAGED_NPZ as error:
             raise UserError(f"{path} is no readable .npz file: {error}") from error
         if image.dtype != self._header[1] or math.prod(image.shape[1:]) != math.prod(self.shape):
             raise UserError(f"{path} holds {image.dtype} of shape {image.shape}, not as {self.file} does")

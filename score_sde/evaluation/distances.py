@@ -3,8 +3,9 @@
     |a − b|² = |a|² + |b|² − 2 a·b,   exact where the values are small integers; else its rounding is of |a|² + |b|²,
                                       at most 2 (d + 2) 2⁻⁵² of it
 
-Where that would decide, distances are taken again as differences: those that `nearest` returns, so that a copy lies
-at exactly 0, and in `within` those of pairs on the border.
+with b's first row as the origin, so that nothing is lost where all lie far from 0. Where rounding would decide,
+distances are taken again as differences: those that `nearest` returns, so that a copy lies at exactly 0, and in
+`within` those of pairs on the border.
 """
 
 from collections.abc import Iterator
@@ -30,9 +31,15 @@ def blocks(count: int) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
 
 
+def _from_first(a: Rows, b: Float[np.ndarray, "m dim"]) -> tuple[Rows, Float[np.ndarray, "m dim"]]:
+    """Both in float64, with b's first row as the origin."""
+    origin = b[0].astype(np.float64)
+    return a - origin, b - origin
+
+
 def squared(a: Rows, b: Float[np.ndarray, "m dim"]) -> Float[np.ndarray, "n m"]:
     """All squared distances, of one block each."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
+    a, b = _from_first(a, b)
     square = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
     return np.maximum(square, 0)
 
@@ -41,15 +48,28 @@ def within(
     square: Float[np.ndarray, "n m"], a: Rows, b: Float[np.ndarray, "m dim"], radius: Float[np.ndarray, "#n #m"]
 ) -> Bool[np.ndarray, "n m"]:
     """Whether |a − b| ≤ radius, of all pairs of one block each. square: of `squared`."""
-    largest = sum((each.astype(np.float64) ** 2).sum(axis=1).max() for each in (a, b))
+    largest = sum((each**2).sum(axis=1).max() for each in _from_first(a, b))
     rounding = 2 * (a.shape[1] + 2) * np.finfo(np.float64).eps * largest
     found = square <= radius**2 + rounding
     row, column = np.nonzero(found & (square >= radius**2 - rounding))
-    limit = np.broadcast_to(radius, square.shape)
-    for part in blocks(len(row)):
-        at = row[part], column[part]
-        found[at] = _difference(a[at[0]], b[at[1]]) <= limit[at]
+    found[row, column] = _differences(a, b, row, column) <= np.broadcast_to(radius, square.shape)[row, column]
     return found
+
+
+def _differences(a: Rows, b: Rows, row: Int[np.ndarray, "k"], column: Int[np.ndarray, "k"]) -> Float[np.ndarray, "k"]:
+    """|a_row − b_column| of each pair; where they are many, equal ones once: they may be copies of few rows."""
+    if len(row) > BLOCK:
+        (a, own), (b, other) = (np.unique(rows, axis=0, return_inverse=True) for rows in (a, b))
+        pairs, place = np.unique(own[row] * len(b) + other[column], return_inverse=True)
+        return _differences_of(a, b, *np.divmod(pairs, len(b)))[place]
+    return _differences_of(a, b, row, column)
+
+
+def _differences_of(
+    a: Rows, b: Rows, row: Int[np.ndarray, "k"], column: Int[np.ndarray, "k"]
+) -> Float[np.ndarray, "k"]:
+    found = [_difference(a[row[part]], b[column[part]]) for part in blocks(len(row))]
+    return np.concatenate([np.empty(0), *found])
 
 
 def nearest(queries: Rows, rows: Float[np.ndarray, "m dim"], count: int, *, of_others: bool = False) -> Neighbours:

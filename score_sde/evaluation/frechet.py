@@ -4,12 +4,16 @@ r"""Fréchet distance between Gaussians fitted to two sets of features (lower is
        = |μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 ‖R₁ R₂ᵀ‖_*,   Σ = RᵀR
 
 The last trace is the sum of the singular values of R₁ R₂ᵀ: real, and without the root of an eigenvalue that rounding
-made 1e-16 where it is 0, which with n < dim samples there are many of. Of n ≤ dim samples R is the samples
-themselves, less their mean, over √(n − 1): nothing of dim × dim is made, so that pixels of large images have a
-distance, too. Else it is of the covariance's eigenvectors whose eigenvalues are above rounding, dim · 2⁻⁵² of the
-largest.
+made 1e-16 where it is 0, which with n < dim samples there are many of.
 
-Its error is rounding, about 1e-13 of the traces: for equal sets it may be negative by as much. It is biased upward by
+Of samples R is made without their covariance: it is the samples, less their mean, over √(n − 1), or of more samples
+than features the triangular factor of that. So nothing of dim × dim is needed where n ≤ dim, and pixels of large images
+have a distance, too. The error is rounding, about 1e-13 of the traces: for equal sets it may be negative by as much.
+
+Of a covariance that is given R is of the eigenvectors whose eigenvalues are above rounding, dim · 2⁻⁵² of the largest.
+Roots of what lies below are lost: up to √(dim · 2⁻⁵²) of the traces, 1e-6, where the other covariance is large there.
+
+It is biased upward by
 about c/n (Chong & Forsyth, "Effectively unbiased FID and Inception score", 2020), so it is compared at equal n alone,
 and has no standard error of its own: `intervals.over_parts` has one.
 
@@ -23,8 +27,8 @@ import numpy as np
 from jaxtyping import Float
 
 from score_sde.errors import UserError
-from score_sde.evaluation.distances import Rows
-from score_sde.evaluation.moments import Gaussian, Moments
+from score_sde.evaluation.distances import BLOCK, Rows
+from score_sde.evaluation.moments import Gaussian
 
 NEGATIVE = 1e-5  # of the largest eigenvalue: what a covariance stored in float32 may have below 0
 
@@ -49,11 +53,15 @@ class _Rooted(NamedTuple):
 
 def _of_rows(rows: Rows) -> _Rooted:
     n, dim = rows.shape
-    if not 2 <= n <= dim:
-        return _of_gaussian(Moments.of(rows).gaussian())
+    if n < 2:
+        raise UserError(f"a covariance needs at least 2 samples, not {n}")
     mean = rows.mean(axis=0, dtype=np.float64)
-    own = (rows - mean) / np.sqrt(n - 1)
-    return _Rooted(mean, own, (own**2).sum())
+    factor, size = np.empty((0, dim)), max(BLOCK, 4 * dim)
+    for start in range(0, n, size):
+        factor = np.concatenate([factor, (rows[start : start + size] - mean) / np.sqrt(n - 1)])
+        if len(factor) > dim:
+            factor = np.asarray(np.linalg.qr(factor, mode="r"))
+    return _Rooted(mean, factor, (factor**2).sum())
 
 
 def _of_gaussian(gaussian: Gaussian) -> _Rooted:

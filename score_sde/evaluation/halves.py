@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Int, Shaped
 
 from score_sde.errors import Checks
 from score_sde.evaluation import metrics
@@ -84,9 +84,12 @@ def check_halves(
         check_needs(check, where, name, settings, n=part_size(records, size), **needs)
 
 
-def noise_images(shape: tuple[int, ...], levels: int, count: int) -> Integer[np.ndarray, "count *shape"]:
-    """Pure noise: every pixel uniform over the levels, or without levels over [−1, 1)."""
-    generator, all_of_them = np.random.default_rng(0), (count, *shape)
+def noise_images(shape: tuple[int, ...], levels: int, index: Int[np.ndarray, "n"]) -> Shaped[np.ndarray, "n *shape"]:
+    """Pure noise by number: every pixel uniform over the levels, or without levels, in float32, over [−1, 1)."""
+    return np.stack([_noise(np.random.default_rng(number), shape, levels) for number in index.tolist()])
+
+
+def _noise(generator: np.random.Generator, shape: tuple[int, ...], levels: int) -> Shaped[np.ndarray, "*shape"]:
     if not levels:
-        return generator.uniform(-1, 1, all_of_them).astype(np.float32)
-    return generator.integers(0, levels, all_of_them, np.min_scalar_type(levels - 1))
+        return 2 * generator.random(shape, np.float32) - 1
+    return generator.integers(0, levels, shape, np.min_scalar_type(levels - 1))

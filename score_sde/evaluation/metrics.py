@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from score_sde.errors import Checks
+from score_sde.errors import Checks, UserError
 from score_sde.evaluation import precision_recall
 from score_sde.evaluation.distances import Rows
 from score_sde.evaluation.features import Features
@@ -172,7 +172,11 @@ def score(name: str, generated: Features, reference: Features, settings: Setting
         for which, rows in sets.items():
             wrong = int((~np.isfinite(rows).all(axis=1)).sum())
             check.that(not wrong, f"metrics: {wrong} of {len(rows)} {which} rows are not finite")
-    return metric.score(generated, reference, settings, train)  # type: ignore[arg-type]  # None where not needed
+    found = metric.score(generated, reference, settings, train)  # type: ignore[arg-type]  # None where not needed
+    if not np.isfinite([found.value, found.error or 0.0]).all():
+        largest = max(float(np.abs(rows).max()) for rows in sets.values())
+        raise UserError(f"metrics: {name!r} is beyond float64 for features as large as {largest:.3g}")
+    return found
 
 
 def interval(

@@ -47,7 +47,7 @@ MODES: dict[str, Mode] = {
     "train": Mode(train.run, train.check, lambda _: False),
     "train_classifier": Mode(train_classifier.run, train_classifier.check, lambda _: False),
     "sample": Mode(sample.run),
-    "evaluate": Mode(evaluate.run, evaluate.check, lambda experiment: not experiment.evaluation.images),
+    "evaluate": Mode(evaluate.run, evaluate.check, evaluate.needs_checkpoint),
     "statistics": Mode(statistics.run, statistics.check, lambda _: False, needs_workdir=False),
     "likelihood": Mode(likelihood.run, likelihood.check),
     "compare": Mode(compare.run, compare.check, compare.needs_checkpoint),

@@ -27,7 +27,7 @@ from score_sde.evaluation.metrics import Settings as MetricSettings
 from score_sde.experiment import pictures
 from score_sde.experiment.pictures import Picture
 from score_sde.experiment.settings import Compare, Evaluation, Likelihood, Planning, Sampling
-from score_sde.experiment.workdir import Workdir
+from score_sde.experiment.workdir import Workdir, fixed
 from score_sde.losses import Bound, Denoising, Objective, Sliced, Times, Weighting
 from score_sde.models import Classifier, Network
 from score_sde.samplers import Sampler
@@ -387,8 +387,7 @@ class Experiment:
 
     def fingerprint(self, step: int, *parts: Any) -> str:
         """Names a piece of work by all that its result depends on: the model at a step, and `parts`."""
-        fixed = {key: self.config[key] for key in ("seed", "data", "sde", "model", "parameterisation")}
-        text = json.dumps([step, fixed, self.average, [_plain(part) for part in parts]], sort_keys=True)
+        text = json.dumps([step, fixed(self.config), self.average, [_plain(part) for part in parts]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def picture(self, data: np.ndarray, columns: int | None = None) -> Picture:

@@ -57,18 +57,18 @@ def run_batches(
 
 
 @contextlib.contextmanager
-def alone(folder: Path, name: str, stop: StopRequest) -> Iterator[None]:
-    """A block in which no other run works in `folder`, which is made; waits for one that does. What dies lets go of it.
+def alone(file: Path, name: str, stop: StopRequest) -> Iterator[None]:
+    """A block in which no other run holds the lock `file`, which is there meanwhile; waits for one that does.
 
-    On storage without locks nothing is waited for.
+    A run that dies lets go of it. On storage without locks nothing is waited for.
     """
-    handle = None
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+    handle, waits = None, False
     try:
-        waits = False
-        while not from_first(np.asarray(handle is None or _locked(handle))):
+        while True:
+            if jax.process_index() == 0:
+                handle = _locked(file)
+            if from_first(np.asarray(handle is not None)):
+                break
             if not waits:
                 say(f"{name}: another run is at it; waits for that")
             waits = True
@@ -77,17 +77,24 @@ def alone(folder: Path, name: str, stop: StopRequest) -> Iterator[None]:
         yield
     finally:
         if handle is not None:
+            file.unlink(missing_ok=True)
             os.close(handle)
 
 
-def _locked(handle: int) -> bool:
+def _locked(file: Path) -> int | None:
+    """Its handle, None where another run holds it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # such storage has none
+        if file.exists() and file.stat().st_ino == os.fstat(handle).st_ino:  # and not one that was removed meanwhile
+            return handle
+    except (BlockingIOError, FileNotFoundError):
         pass
-    return True
+    except OSError:  # such storage has no locks
+        return handle
+    os.close(handle)
+    return None
 
 
 def read_shared(path: Path) -> Arrays | None:

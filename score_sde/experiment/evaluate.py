@@ -18,7 +18,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ from score_sde.distributed.processes import from_first, wait_for_all
 from score_sde.errors import RunFailed, UserError
 from score_sde.experiment import report, sample
 from score_sde.experiment.base import Experiment
+from score_sde.experiment.batches import alone
 from score_sde.experiment.evaluating import figures, folder, pictures, real, samples
 from score_sde.experiment.evaluating.figures import Reference
 from score_sde.training.interrupt import StopRequest
@@ -49,30 +50,52 @@ def check(experiment: Experiment) -> None:
     figures.check(experiment, size)
 
 
+def needs_checkpoint(experiment: Experiment) -> bool:
+    """Whether one must be there already: not for images, and `follow` waits for the first."""
+    return not experiment.evaluation.images and experiment.evaluation.checkpoints != "follow"
+
+
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """Samples and scores what is not scored yet."""
     if experiment.evaluation.images:
         folder.run(experiment, stop)
         return
     sample.say_if_untrained(experiment, "evaluate")
-    extractors = samples.built(experiment)
-    reference: Reference | None = None
-    last = None
+    reference = Reference(experiment, samples.built(experiment), experiment.sampling.num_samples, stop)
+    lock, last = experiment.workdir.reports / "evaluation" / ".lock", None
     for step in _steps(experiment, stop):
-        reference = reference or Reference(experiment, extractors, experiment.sampling.num_samples, stop)
-        last = _evaluate(experiment, step, reference, stop)
-    if last is not None:
-        restored, step, found = last
-        if jax.process_index() == 0:
-            write_json(experiment.workdir.reports / "evaluation.json", found)
-            pictures.over_training(experiment.workdir.reports / "evaluation", _alike(experiment, found["settings"]))
-            report.write(restored, step, found)
-        wait_for_all("evaluation")
+        with alone(lock, "evaluate", stop):
+            scored = _evaluate(experiment, step, reference, stop)
+            if scored is not None and scored.new:
+                _write(experiment, scored)
+        last = scored or last
+    if last is not None and not last.new:  # with what other modes have found since
+        with alone(lock, "evaluate", stop):
+            _write(experiment, last)
+
+
+class Scored(NamedTuple):
+    """A checkpoint: the experiment as learned, its step and figures. new: they were not there before."""
+
+    experiment: Experiment
+    step: int
+    figures: dict[str, Any]
+    new: bool
+
+
+def _write(experiment: Experiment, scored: Scored) -> None:
+    """The figures of this checkpoint and of all like it, as files, pictures and the page."""
+    if jax.process_index() == 0:
+        reports, found = experiment.workdir.reports, scored.figures
+        write_json(reports / "evaluation.json", found)
+        pictures.over_training(reports / "evaluation", _alike(experiment, found["settings"]))
+        report.write(scored.experiment, scored.step, found)
+    wait_for_all("evaluation")
 
 
 def _steps(experiment: Experiment, stop: StopRequest) -> Iterator[int | None]:
     """The checkpoints to score, as they come; None for the newest sound one."""
-    which, done = experiment.evaluation.checkpoints, set()
+    which, done, waits_after = experiment.evaluation.checkpoints, set(), -1
     if which == "newest":
         yield None
         return
@@ -84,8 +107,10 @@ def _steps(experiment: Experiment, stop: StopRequest) -> Iterator[int | None]:
             yield step
         if which != "follow" or (known and known[-1] >= experiment.training_steps):
             return
-        if not new:
-            say(f"evaluate: waits for checkpoints after step {known[-1] if known else 0}")
+        last = known[-1] if known else 0
+        if last > waits_after:
+            say(f"evaluate: waits for checkpoints after step {last}")
+            waits_after = last
         end = time.monotonic() + POLL_SECONDS
         while time.monotonic() < end:
             stop.check()
@@ -94,20 +119,20 @@ def _steps(experiment: Experiment, stop: StopRequest) -> Iterator[int | None]:
 
 def _known_steps(experiment: Experiment) -> list[int]:
     """The complete checkpoints, as process 0 sees them."""
-    checkpoints = experiment.open_used()
-    try:
-        steps = checkpoints.steps()[-LARGEST_LIST:]
-    finally:
-        checkpoints.close()
+    steps: list[int] = []
+    if experiment.workdir.checkpoints.exists():
+        checkpoints = experiment.open_used()
+        try:
+            steps = checkpoints.steps()[-LARGEST_LIST:]
+        finally:
+            checkpoints.close()
     padded = np.full(LARGEST_LIST, -1, np.int32)
     padded[: len(steps)] = steps
     return [int(step) for step in from_first(padded) if step >= 0]
 
 
-def _evaluate(
-    experiment: Experiment, wanted: int | None, reference: Reference, stop: StopRequest
-) -> tuple[Experiment, int, dict[str, Any]] | None:
-    """The experiment as learned, the step and its figures; None where the checkpoint has gone meanwhile."""
+def _evaluate(experiment: Experiment, wanted: int | None, reference: Reference, stop: StopRequest) -> Scored | None:
+    """None where the checkpoint has gone meanwhile."""
     try:
         experiment, step, params = experiment.restore(wanted)
     except UserError:
@@ -120,7 +145,9 @@ def _evaluate(
     found = _stored(path, key)
     if found is not None:
         say(f"evaluate: step {step} is done")
-        return experiment, step, found
+        for name in experiment.samplers:
+            samples.forget(experiment, step, name)  # of a run that died before it could
+        return Scored(experiment, step, found, new=False)
     shown = experiment.shown(pictures.SHOWN)
     every = {
         name: samples.of_checkpoint(experiment, step, params, name, reference.extractors, shown, stop)
@@ -146,10 +173,9 @@ def _evaluate(
     for name in every:
         samples.forget(experiment, step, name)
     found = _stored(path, key)
-    if found is None:
-        raise RunFailed(f"{path} is not here: the workdir must be on storage that all hosts share")
+    assert found is not None  # just written
     _say(found)
-    return experiment, step, found
+    return Scored(experiment, step, found, new=True)
 
 
 def _told(experiment: Experiment, name: str, found: samples.Sampled, reference: Reference) -> dict[str, Any]:
@@ -164,10 +190,8 @@ def _told(experiment: Experiment, name: str, found: samples.Sampled, reference: 
 
 
 def _say(found: dict[str, Any]) -> None:
-    against, records = found["reference"]["data"], found["reference"]["records"]
     for name, sampler in found["samplers"].items():
-        n = found["samples"] - sampler["failed"]
-        say(f"evaluate: step {found['step']}, {name}: {n} samples against {records or 'the statistics'} of {against}")
+        say(f"evaluate: step {found['step']}, {name}: {found['samples'] - sampler['failed']} samples")
         for row in found["metrics"].values():
             say(f"  {figures.line(row, name)}")
 
@@ -196,7 +220,13 @@ def _stored(path: Path, key: str) -> dict[str, Any] | None:
         found = found if found["fingerprint"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         found = None
-    return found if bool(from_first(np.asarray(found is not None))) else None
+    if not from_first(np.asarray(found is not None)):
+        return None
+    if found is None:
+        raise RunFailed(
+            f"{path} is there for process 0 but not here: the workdir must be on storage that all hosts share"
+        )
+    return found
 
 
 def _alike(experiment: Experiment, settings: str) -> list[dict[str, Any]]:

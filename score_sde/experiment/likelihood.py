@@ -92,7 +92,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
     if settings.bound_draws and not has_bound(experiment):
         say("likelihood: no evidence bound of this process, which ends in pure noise or is augmented")
     compute, compile_seconds = compile_figures(experiment, params, flow)
-    noise = _unlabelled(noise_images(experiment.source.shape, levels, settings.noise_images))
+    noise = _unlabelled(noise_images(experiment.source.shape, levels, np.arange(settings.noise_images)))
     name = _name(settings.data)
     on_data, seconds = score(experiment, name, scored, compute, fingerprint, settings.repeats, stop)
     on_noise, noise_seconds = score(experiment, "noise", noise, compute, fingerprint, 1, stop)

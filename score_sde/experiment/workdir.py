@@ -106,7 +106,7 @@ class Workdir:
             raise UserError(f"{self.config} cannot be read: {error}") from error
         if not isinstance(saved, dict):
             raise UserError(f"{self.config} cannot be read: it holds no config")
-        old, new = _fixed(saved), _fixed(config)
+        old, new = fixed(saved), fixed(config)
         different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         if different:
             shown = ", ".join(
@@ -115,7 +115,7 @@ class Workdir:
             raise UserError(f"--workdir={self.path} is of another config: {shown}; use another --workdir")
 
 
-def _fixed(config: dict[str, Any]) -> dict[str, Any]:
+def fixed(config: dict[str, Any]) -> dict[str, Any]:
     """What may not change within a workdir, as dotted keys."""
     flat: dict[str, Any] = {}
     for section, value in config.items():

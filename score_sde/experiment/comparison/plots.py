@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MARKERS = "osD^vP*X<>ph"
+LARGEST_BAND = 2.0  # in the logarithm: of a spread many times the mean no more is drawn
 TOO_FAR = 30  # times the median: what is worse is left out of the picture
 
 
@@ -46,8 +47,10 @@ def plot(lines: list[Line], level: Level | None, *, x: str, y: str, better: str,
 
     figure = Figure(figsize=(8, 4.8), layout="constrained", dpi=130)
     axes = figure.subplots()
+    values = [*(value for line in lines for value in line.mean), *([level.mean] if level else [])]
+    logarithmic = better == "lower" and min(values, default=0) > 0  # an unbiased distance may be negative
     for number, line in enumerate(lines):
-        _draw_line(axes, line, number, better)
+        _draw_line(axes, line, number, logarithmic)
     if front and lines:
         cost, value = ([each for line in lines for each in getattr(line, part)] for part in ("cost", "mean"))
         places = pareto(cost, value, better)
@@ -57,20 +60,20 @@ def plot(lines: list[Line], level: Level | None, *, x: str, y: str, better: str,
     if level is not None:
         axes.axhline(level.mean, color="black", linestyle=":", linewidth=1.2, label=level.name)
         axes.axhspan(level.mean - level.spread, level.mean + level.spread, color="black", alpha=0.08, linewidth=0)
-    _dress(axes, lines, level, x, y, better)
+    _dress(axes, lines, logarithmic, x, f"{y}, {better} is better")
     figure.legend(loc="outside right upper", fontsize=9, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _draw_line(axes: Any, line: Line, number: int, better: str) -> None:
+def _draw_line(axes: Any, line: Line, number: int, logarithmic: bool) -> None:
     from matplotlib import colormaps
 
     color = colormaps["tab20"](2 * number % 20 + number // 10 % 2)
     mean, spread = np.array(line.mean), np.array(line.spread)
-    if better == "lower" and (mean > 0).all():
-        growth = np.exp(spread / mean)
+    if logarithmic:
+        growth = np.exp(np.minimum(spread / mean, LARGEST_BAND))
         low, high = mean / growth, mean * growth
     else:
         low, high = mean - spread, mean + spread
@@ -79,7 +82,7 @@ def _draw_line(axes: Any, line: Line, number: int, better: str) -> None:
     axes.plot(line.cost, mean, style, color=color, marker=marker, markersize=5, linewidth=1.4, label=line.name)
 
 
-def _dress(axes: Any, lines: list[Line], level: Level | None, x: str, y: str, better: str) -> None:
+def _dress(axes: Any, lines: list[Line], logarithmic: bool, x: str, y: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log")
@@ -87,10 +90,9 @@ def _dress(axes: Any, lines: list[Line], level: Level | None, x: str, y: str, be
     if costs and costs[-1] > costs[0]:
         axes.set_xlim(costs[0] / 1.15, costs[-1] * 1.15)
     values = [value for line in lines for value in line.mean]
-    if better == "lower":
-        if min([*values, level.mean if level else np.inf]) > 0:  # an unbiased distance may be negative
-            axes.set_yscale("log")
-        if max(values) > TOO_FAR * np.median(values) > 0:
+    if logarithmic:
+        axes.set_yscale("log")
+        if values and max(values) > TOO_FAR * np.median(values):
             axes.set_ylim(top=TOO_FAR * np.median(values))
     for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
         if axis.get_scale() == "log":
@@ -100,5 +102,5 @@ def _dress(axes: Any, lines: list[Line], level: Level | None, x: str, y: str, be
             axis.set_minor_formatter(NullFormatter())
             axis.set_minor_locator(LogLocator(subs=range(1, 10)) if few else NullLocator())
     axes.set_xlabel(x)
-    axes.set_ylabel(f"{y}, {better} is better")
+    axes.set_ylabel(y)
     axes.grid(alpha=0.25, which="both", linewidth=0.6)

@@ -15,8 +15,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from score_sde.distributed.processes import together
 from score_sde.errors import Checks, UserError
 from score_sde.evaluation.extractors import Extractor
 from score_sde.evaluation.features import Features
@@ -57,12 +59,26 @@ class Reference:
             wanted[name] = max(n, wanted.get(name, 0))
         for name, count in wanted.items():
             self._noise[name] = real.noise(experiment, extractors[name], count, stop)
+        with together():  # now, before anything is sampled: what cannot be scored against these data is said here
+            for metric, name in self.pairs() if jax.process_index() == 0 else ():
+                if self._split(metric) is not None:
+                    self._baselines[metric, name] = self._baseline(metric, name)
 
     def _split(self, metric: str) -> str | None:
         """That samples are compared with by this metric; None for statistics without samples."""
         if METRICS[metric].needs_train:
             return "test"
         return self._experiment.evaluation.reference if self._statistics is None else None
+
+    def _halves(self, metric: str, name: str) -> Halves:
+        train = self._train(name) if METRICS[metric].needs_train else None
+        return Halves.of(self._real[name, self._split(metric) or ""], self._size, self._experiment.metrics, train)
+
+    def _baseline(self, metric: str, name: str) -> dict[str, Any]:
+        """What does not depend on samples: n, and what real data and noise score."""
+        halves = self._halves(metric, name)
+        noise = halves.score(metric, take(self._noise[name], slice(halves.size)))
+        return {"n": halves.size, "real": halves.floor(metric)._asdict(), "noise": noise._asdict()}
 
     def pairs(self) -> list[tuple[str, str]]:
         """(metric, extractor) of all figures."""
@@ -83,6 +99,7 @@ class Reference:
             "better": row.better,
             "metric": metric,
             "extractor": extractor.description,
+            "against": self._split(metric) or self._experiment.evaluation.reference,
         }
         own = {sampler: found[name] for sampler, found in samples.items()}
         split = self._split(metric)
@@ -91,14 +108,9 @@ class Reference:
             for sampler, found in own.items():
                 told[sampler] = _nothing() | {"whole": _of_gaussians(metric, found, self._statistics)}
             return told
-        reference = self._real[name, split]
-        train = self._train(name) if row.needs_train else None
-        halves = Halves.of(reference, self._size, settings, train)
+        reference, halves = self._real[name, split], self._halves(metric, name)
+        train = halves.train
         scores = {sampler: halves.score(metric, found) for sampler, found in own.items()}
-        if (metric, name) not in self._baselines:  # the same for every checkpoint
-            noise = take(self._noise[name], slice(halves.size))
-            floor, of_noise = halves.floor(metric)._asdict(), halves.score(metric, noise)._asdict()
-            self._baselines[metric, name] = {"n": halves.size, "real": floor, "noise": of_noise}
         told |= self._baselines[metric, name]
         for sampler, features in own.items():
             value = score(metric, features, reference, settings, train)
@@ -123,7 +135,16 @@ def line(row: dict[str, Any], name: str) -> str:
     value = row[name]["value"]
     own = "" if value is None else f": {value:.4g}"
     beside = "" if floor is None else f"; at n = {row['n']}{own}, real data {floor:.4g}"
-    return f"{row['title']} {whole['value']:.4g}{error} ({row['better']} is better{beside}) {row['extractor']}"
+    of = f"{whole['n']} against {whole['records'] or 'the statistics'} of {row['against']}"
+    return f"{row['title']} {whole['value']:.4g}{error}, {of} ({row['better']} is better{beside}) {row['extractor']}"
+
+
+def at_equal_n(row: dict[str, Any], name: str) -> tuple[float | None, int]:
+    """The value of the samples `name` that stands beside the floor, None where they are too few, and its n; without a
+    floor that of all samples."""
+    if row["real"]["value"] is not None:
+        return row[name]["value"], row["n"]
+    return row[name]["whole"]["value"], row[name]["whole"]["n"]
 
 
 def classes(experiment: Experiment, extractor: Extractor, found: Sampled) -> dict[str, Any] | None:

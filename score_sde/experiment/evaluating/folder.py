@@ -16,7 +16,7 @@ from score_sde.data.listing import Files, list_items, open_files
 from score_sde.errors import UserError
 from score_sde.evaluation.extractors import Extractor
 from score_sde.experiment.base import Experiment
-from score_sde.experiment.batches import Arrays, discard, run_batches
+from score_sde.experiment.batches import Arrays, alone, discard, run_batches
 from score_sde.experiment.evaluating import real
 from score_sde.experiment.evaluating.figures import Reference, line
 from score_sde.experiment.evaluating.samples import check_extractors, features_of, looked_at
@@ -54,24 +54,27 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         return looked_at(extractors, np.stack(images))
 
     title = _bytes(files.title).decode(errors="backslashreplace")  # it is printed
-    unfinished, key = experiment.workdir.reports / f".{NAME}", _fingerprint(files, names, extractors, shape)
-    parts = run_batches(f"evaluate {title}", unfinished, key, -(-len(names) // real.BATCH), compute, stop)
-    if jax.process_index() == 0:
-        figures = reference.figures({NAME: features_of(extractors, parts)})
-        told: dict[str, Any] = {"images": title, "samples": len(names), "size": list(shape)}
-        told |= {"reference": real.described(experiment), "metrics": figures}
-        write_json(experiment.workdir.reports / f"{NAME}.json", told)
-        for line in lines(told):
-            say(line)
-    discard(unfinished)
+    reports, key = experiment.workdir.reports, _fingerprint(files, names, extractors, shape)
+    with alone(reports / f".{NAME}.lock", f"evaluate {title}", stop):
+        count = -(-len(names) // real.BATCH)
+        parts = run_batches(f"evaluate {title}", reports / f".{NAME}", key, count, compute, stop)
+        if jax.process_index() == 0:
+            figures = reference.figures({NAME: features_of(extractors, parts)})
+            told: dict[str, Any] = {"images": title, "samples": len(names), "size": list(shape)}
+            told |= {"reference": real.described(experiment), "metrics": figures}
+            write_json(reports / f"{NAME}.json", told)
+            for line in lines(told):
+                say(line)
+        discard(reports / f".{NAME}")
 
 
 def lines(told: dict[str, Any]) -> list[str]:
     """The figures of a folder as text."""
-    against, records = told["reference"]["data"], told["reference"]["records"]
     size = "x".join(map(str, told["size"][:2]))
-    head = f"{told['samples']} images of {size} in {told['images']}, against {records or 'the statistics'} of {against}"
-    return [head, *(line(row, NAME) for row in told["metrics"].values())]
+    return [
+        f"{told['samples']} images of {size} in {told['images']}",
+        *(line(row, NAME) for row in told["metrics"].values()),
+    ]
 
 
 def _of_data(experiment: Experiment, extractors: dict[str, Extractor], shape: tuple[int, ...]) -> dict[str, Extractor]:

@@ -10,7 +10,7 @@ from score_sde.data import whole
 from score_sde.evaluation.distances import nearest
 from score_sde.evaluation.metrics import METRICS
 from score_sde.experiment.base import Experiment
-from score_sde.experiment.evaluating.figures import Reference
+from score_sde.experiment.evaluating.figures import Reference, at_equal_n
 from score_sde.experiment.evaluating.samples import Sampled
 from score_sde.experiment.pictures import write_png
 from score_sde.writers import write_atomically, write_json
@@ -45,36 +45,45 @@ Line = list[tuple[int, float]]  # by step
 
 
 def over_training(folder: Path, every: list[dict[str, Any]]) -> None:
-    """curve.png, each metric by step, and best.json, the step and sampler that are best by each that ranks them: of all
-    samples against all real records, with the floor at its n beside."""
+    """curve.png, each metric by step, and best.json, the step and sampler that are best by each that ranks them: at the
+    floor's n, with the floor beside. Left out are those of which too few samples came."""
     rows = {key: row for each in every for key, row in each["metrics"].items()}  # the last of each
-    lines = {key: _by_step(every, key) for key in rows}
+    sizes, lines = {}, {}
+    for key in rows:
+        sizes[key], lines[key] = _by_step(every, key)
     best: dict[str, Any] = {}
     for key, row in rows.items():
-        if METRICS[row["metric"]].ranks:
-            sign = 1 if row["better"] == "lower" else -1
-            value, step, name = min(
-                (sign * value, step, name) for name, line in lines[key].items() for step, value in line
-            )
+        sign = 1 if row["better"] == "lower" else -1
+        values = [(sign * value, step, name) for name, line in lines[key].items() for step, value in line]
+        if METRICS[row["metric"]].ranks and values:
+            value, step, name = min(values)
             told = {each: row[each] for each in ("title", "better", "extractor")}
-            floor = {"n": row["n"], "value": row["real"]["value"]}
-            found = {"n": row[name]["whole"]["n"], "value": sign * value, "step": step, "sampler": name}
-            best[key] = told | found | {"floor": floor}
+            found = {"n": sizes[key], "value": sign * value, "step": step, "sampler": name}
+            best[key] = told | found | {"real": row["real"]["value"]}
     write_json(folder / "best.json", best)
     if rows and len({each["step"] for each in every}) > 1:
-        write_atomically(folder / "curve.png", lambda path: _draw(path, rows, lines))
+        write_atomically(folder / "curve.png", lambda path: _draw(path, rows, sizes, lines))
 
 
-def _by_step(every: list[dict[str, Any]], key: str) -> dict[str, Line]:
-    """A metric's figures, by sampler."""
-    lines: dict[str, Line] = {}
-    for each in every:
-        for name in each["samplers"] if key in each["metrics"] else ():
-            lines.setdefault(name, []).append((each["step"], each["metrics"][key][name]["whole"]["value"]))
-    return lines
+def _by_step(every: list[dict[str, Any]], key: str) -> tuple[int, dict[str, Line]]:
+    """n, and a metric's figures at it by sampler."""
+    found = [
+        (name, each["step"], *at_equal_n(each["metrics"][key], name))
+        for each in every
+        if key in each["metrics"]
+        for name in each["samplers"]
+    ]
+    size = max(n for *_, n in found)
+    lines: dict[str, Line] = {name: [] for name, *_ in found}
+    for name, step, value, n in found:
+        if value is not None and n == size:
+            lines[name].append((step, value))
+    return size, lines
 
 
-def _draw(path: Path, rows: dict[str, dict[str, Any]], lines: dict[str, dict[str, Line]]) -> None:
+def _draw(
+    path: Path, rows: dict[str, dict[str, Any]], sizes: dict[str, int], lines: dict[str, dict[str, Line]]
+) -> None:
     from matplotlib.figure import Figure  # slow to import, and needed here alone
 
     across = min(3, len(rows))
@@ -82,12 +91,12 @@ def _draw(path: Path, rows: dict[str, dict[str, Any]], lines: dict[str, dict[str
     figure = Figure(figsize=(4.6 * across, 3.2 * down), layout="constrained")
     for axes, (key, row) in zip(figure.subplots(down, across, squeeze=False).flat, rows.items(), strict=False):
         for name, line in lines[key].items():
-            axes.plot(*zip(*line, strict=True), marker="o", markersize=3, linewidth=1.2, label=name)
-            whole = row[name]["whole"]
+            steps, values = ([point[part] for point in line] for part in (0, 1))
+            axes.plot(steps, values, marker="o", markersize=3, linewidth=1.2, label=name)
         if row["real"]["value"] is not None:
-            axes.axhline(row["real"]["value"], color="0.4", linestyle=":", label=f"real data, n = {row['n']}")
+            axes.axhline(row["real"]["value"], color="0.4", linestyle=":", label="real data")
         axes.set_title(textwrap.fill(f"{row['title']}, {row['better']} is better", 50), fontsize=10)
-        of = f"{whole['n']} samples against {whole['records'] or 'the statistics'}"
+        of = f"n = {sizes[key]}, against {row['against']}"
         axes.set_xlabel(f"step; {of}\n{textwrap.fill(row['extractor'], 60)}", fontsize=8)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

@@ -10,7 +10,6 @@ Of several runs that need the same at once, one makes it and the others wait.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -26,7 +25,7 @@ from jaxtyping import Int
 from score_sde.data import Records
 from score_sde.distributed.environment import cache_folder
 from score_sde.distributed.processes import from_first
-from score_sde.errors import UserError
+from score_sde.errors import DAMAGED_NPZ, UserError
 from score_sde.evaluation.extractors import Extractor
 from score_sde.evaluation.features import Features
 from score_sde.evaluation.frechet import root
@@ -38,6 +37,7 @@ from score_sde.training.interrupt import StopRequest
 from score_sde.writers import read_arrays, say, write_arrays
 
 BATCH = 256  # records a batch, or a few more
+ASYMMETRY = 1e-5  # of the largest value: what a sigma stored in float32 may have
 LARGEST_SIGMA = 4096  # features whose covariance is kept, of 128 MiB
 SPLITS = ("train", "test")
 
@@ -68,8 +68,7 @@ def features(experiment: Experiment, extractor: Extractor, split: str, stop: Sto
 def noise(experiment: Experiment, extractor: Extractor, count: int, stop: StopRequest) -> Features:
     """Of so many `halves.noise_images`; process 0 alone has any where they were kept."""
     told = {"source": "noise", "shape": extractor.shape, "levels": extractor.levels}
-    whole = functools.cache(lambda: noise_images(extractor.shape, extractor.levels, count))
-    images = lambda index: whole()[index]
+    images = lambda index: noise_images(extractor.shape, extractor.levels, index)
     return _Wanted(folder(experiment), f"noise-{extractor.name}", told, extractor, count, images).features(stop)
 
 
@@ -102,27 +101,32 @@ class _Wanted:
     def path(self) -> Path:
         return self.home / f"{self.name}-{self.key}.npz"
 
+    @property
+    def _unfinished(self) -> Path:
+        return self.path.with_name(f".{self.path.stem}")
+
     def features(self, stop: StopRequest) -> Features:
         """As kept, or made now."""
-        unfinished = self.path.with_name(f".{self.path.stem}")
         kept = self._kept()
         if kept is None:
-            with alone(unfinished, f"statistics {self.name}", stop):
+            with alone(self.path.with_name(f".{self.path.stem}.lock"), f"statistics {self.name}", stop):
                 kept = self._kept()  # another run may have made them meanwhile
                 if kept is None:
-                    return self._made(unfinished, stop)
+                    return self._made(stop)
+        discard(self._unfinished)  # of a run that died before it could
         say(f"statistics: {self.name}, {self.count} records, is in {self.path}")
         return kept
 
     def _kept(self) -> Features | None:
         """None, on all processes, where there is nothing or something else."""
         arrays = read_arrays(self.path) if jax.process_index() == 0 else None
-        sound = arrays is not None and str(arrays.get("record")) == self.record
+        whole = arrays is not None and len(arrays.get("features", ())) == self.count
+        sound = whole and arrays is not None and str(arrays.get("record")) == self.record
         if not bool(from_first(np.asarray(sound))):
             return None
         return Features(np.zeros((0, self.extractor.dim), np.float32)) if arrays is None else _features(arrays)
 
-    def _made(self, unfinished: Path, stop: StopRequest) -> Features:
+    def _made(self, stop: StopRequest) -> Features:
         size = -(-BATCH // self.extractor.batch_size) * self.extractor.batch_size
 
         def compute(number: int) -> Arrays:
@@ -130,7 +134,8 @@ class _Wanted:
             return as_arrays(self.extractor(self.images(index)))
 
         count = -(-self.count // size)
-        parts = run_batches(f"statistics {self.name}", unfinished, self.key, count, compute, stop)
+        key = f"{self.key}-{size}"  # batches of another size are of other records
+        parts = run_batches(f"statistics {self.name}", self._unfinished, key, count, compute, stop)
         found = joined([_features(part) for part in parts])
         if jax.process_index() == 0:
             own = {**as_arrays(found), "record": np.asarray(self.record)}
@@ -138,7 +143,7 @@ class _Wanted:
                 gaussian = Moments.merged(Moments.of(part["features"]) for part in parts).gaussian()
                 own |= {"mu": gaussian.mean, "sigma": gaussian.covariance}
             write_arrays(self.path, own)
-        discard(unfinished)
+        discard(self._unfinished)
         say(f"statistics: {self.name}, {self.count} records by {self.extractor.description}, in {self.path}")
         return found
 
@@ -174,16 +179,20 @@ def foreign(path: Path) -> Statistics:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no zip")
         with np.load(path, allow_pickle=False) as arrays:
-            mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
+            mean, covariance = (
+                np.asarray(arrays[name]).astype(np.float64, casting="same_kind") for name in ("mu", "sigma")
+            )
             record = json.loads(str(arrays["record"])) if "record" in arrays else {}
             extractor = record.get("features") if isinstance(record, dict) else None
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except DAMAGED_NPZ as error:
         raise UserError(f"evaluation.reference={path} is no .npz file with mu and sigma: {error}") from error
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+    if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
         shapes = f"{mean.shape} and {covariance.shape}"
         raise UserError(f"evaluation.reference={path}: mu and sigma are of shapes {shapes}, not (dim,) and (dim, dim)")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"evaluation.reference={path}: mu or sigma is not finite")
+    if np.abs(covariance - covariance.T).max() > ASYMMETRY * np.abs(covariance).max():
+        raise UserError(f"evaluation.reference={path}: sigma is not symmetric")
     try:
         root(covariance)
     except UserError as error:
