@@ -21,7 +21,7 @@ import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from score_sde.distributed import topology  # noqa: E402
-from score_sde.evaluation import distances, precision_recall  # noqa: E402
+from score_sde.evaluation import distances, memorisation, precision_recall  # noqa: E402
 from tests import program, recorded  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -126,3 +126,4 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(distances, "BLOCK", 7)
     precision_recall._figures.cache_clear()
     precision_recall._radii.cache_clear()
+    memorisation._two_nearest.cache_clear()

@@ -6,6 +6,7 @@ Other projects' numbers are in fixtures/metrics.npz, see record_metrics.py.
 import gc
 import itertools
 import math
+import sys
 import weakref
 
 import numpy as np
@@ -162,6 +163,16 @@ def test_memorisation_of_copies():
     assert found.test_copies < 0.1
     np.testing.assert_allclose(found.test_distance, sklearn_metrics.pairwise_distances(test, train).min(axis=1))
     assert found.quantiles()[0.5] == pytest.approx((np.median(found.distance), np.median(found.test_distance)))
+
+
+def test_memorisation_looks_for_the_neighbours_of_test_data_once(monkeypatch):
+    looked_at = []
+    count = lambda rows, *rest, **more: (looked_at.append(len(rows)), nearest(rows, *rest, **more))[1]
+    monkeypatch.setattr(sys.modules["score_sde.evaluation.memorisation"], "nearest", count)
+    train, test = normal(50, 4, 7), normal(20, 4, 8)
+    for seed in (9, 10, 9):
+        memorisation(normal(30, 4, seed), test, train)
+    assert looked_at == [30, 20, 30]
 
 
 def test_memorisation_of_the_datas_law_is_the_quantile():

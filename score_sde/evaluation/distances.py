@@ -8,6 +8,8 @@ distances are taken again as differences: those that `nearest` returns, so that 
 `within` those of pairs on the border.
 """
 
+import hashlib
+import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -24,6 +26,27 @@ class Neighbours(NamedTuple):
 
     distance: Float[np.ndarray, "n count"]
     row: Int[np.ndarray, "n count"]
+
+
+class RowSet:
+    """Rows, equal to others of the same content: what a cache may be keyed by, without keeping them in memory."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = weakref.ref(rows)
+        self.content = (rows.shape, rows.dtype.str, hashlib.blake2b(rows.tobytes()).digest())
+
+    @property
+    def rows(self) -> Rows:
+        """While whoever asks for something of them holds them."""
+        rows = self._rows()
+        assert rows is not None
+        return rows
+
+    def __hash__(self) -> int:
+        return hash(self.content)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RowSet) and self.content == other.content
 
 
 def blocks(count: int) -> Iterator[slice]:

@@ -17,12 +17,13 @@ probabilistic models generalize when they fail to memorize", 2023, for d₂/3; t
 Chaudhuri & Dasgupta, "A non-parametric test to detect data-copying in generative models", 2020.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from score_sde.evaluation.distances import Rows, nearest
+from score_sde.evaluation.distances import Neighbours, Rows, RowSet, nearest
 from score_sde.evaluation.intervals import bootstrap_error
 from score_sde.evaluation.value import Value
 
@@ -51,12 +52,19 @@ class Memorisation(NamedTuple):
 
 def memorisation(generated: Rows, test: Rows, train: Rows, seed: int = 0) -> Memorisation:
     """Of two training records or more."""
-    (own, record), (real, _) = nearest(generated, train, 2), nearest(test, train, 2)
+    own, record = _two_nearest(RowSet(generated), RowSet(train))
+    real, _ = _two_nearest(RowSet(test), RowSet(train))
     error = bootstrap_error(_share, own[:, 0], real[:, 0], seed=seed)
     share = Value(_share(own[:, 0], real[:, 0]), error)
     ratio, test_ratio = _ratio(own), _ratio(real)
     copies, test_copies = float((ratio < COPY).mean()), float((test_ratio < COPY).mean())
     return Memorisation(share, copies, test_copies, own[:, 0], real[:, 0], ratio, record[:, 0])
+
+
+@functools.lru_cache(maxsize=64)
+def _two_nearest(rows: RowSet, train: RowSet) -> Neighbours:
+    """Remembered, since test data are compared with again and again."""
+    return nearest(rows.rows, train.rows, 2)
 
 
 def _share(distance: Float[np.ndarray, "n"], test_distance: Float[np.ndarray, "m"]) -> float:

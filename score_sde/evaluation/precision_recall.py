@@ -19,14 +19,12 @@ al., "Reliable fidelity and diversity metrics for generative models", 2020.
 """
 
 import functools
-import hashlib
-import weakref
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from score_sde.evaluation.distances import Rows, blocks, nearest, squared, within
+from score_sde.evaluation.distances import Rows, RowSet, blocks, nearest, squared, within
 
 NEIGHBOURS = 3
 NEIGHBOURS_DENSITY = 5
@@ -44,32 +42,11 @@ class Figures(NamedTuple):
 
 def figures(generated: Rows, reference: Rows) -> Figures:
     """All four, of sets of at least `LEAST` rows; remembered, as are the balls, since the metrics ask for one each."""
-    return _figures(_Set(generated), _Set(reference))
-
-
-class _Set:
-    """Rows, equal to others of the same content. Those that are remembered keep no rows in memory."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows = weakref.ref(rows)
-        self.content = (rows.shape, rows.dtype.str, hashlib.blake2b(rows.tobytes()).digest())
-
-    @property
-    def rows(self) -> Rows:
-        """While whoever asks for figures of them holds them."""
-        rows = self._rows()
-        assert rows is not None
-        return rows
-
-    def __hash__(self) -> int:
-        return hash(self.content)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Set) and self.content == other.content
+    return _figures(RowSet(generated), RowSet(reference))
 
 
 @functools.lru_cache(maxsize=1024)
-def _figures(generated: _Set, reference: _Set) -> Figures:
+def _figures(generated: RowSet, reference: RowSet) -> Figures:
     own, real = _radii(generated), _radii(reference)
     x, y = generated.rows, reference.rows
     n, m = len(x), len(y)
@@ -88,7 +65,7 @@ def _figures(generated: _Set, reference: _Set) -> Figures:
 
 
 @functools.lru_cache(maxsize=64)
-def _radii(rows: _Set) -> Float[np.ndarray, "n 2"]:
+def _radii(rows: RowSet) -> Float[np.ndarray, "n 2"]:
     """For both k."""
     distance = nearest(rows.rows, rows.rows, NEIGHBOURS_DENSITY, of_others=True).distance
     return distance[:, [NEIGHBOURS - 1, NEIGHBOURS_DENSITY - 1]]

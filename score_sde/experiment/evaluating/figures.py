@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from score_sde.data import whole
 from score_sde.distributed.processes import together
 from score_sde.errors import Checks, UserError
 from score_sde.evaluation.extractors import Extractor
@@ -44,6 +45,7 @@ class Reference:
         self._noise: dict[str, Features] = {}
         self._baselines: dict[tuple[str, str], dict[str, Any]] = {}
         self._real: dict[tuple[str, str], Features] = {}
+        self._trained: dict[str, Train] = {}
         given = experiment.evaluation.reference
         self._statistics = None if given in real.SPLITS else real.foreign(Path(given))
         wanted: dict[str, int] = {}  # images of noise
@@ -123,9 +125,11 @@ class Reference:
         return told
 
     def _train(self, name: str) -> Train:
-        records = self._experiment.train_records
-        labels = records.gather(np.arange(len(records)), ("label",))["label"] if "label" in records.fields else None
-        return Train(self._real[name, "train"].features, labels)
+        if name not in self._trained:
+            records = self._experiment.train_records
+            labels = whole(records, "label") if "label" in records.fields else None
+            self._trained[name] = Train(self._real[name, "train"].features, labels)
+        return self._trained[name]
 
 
 def line(row: dict[str, Any], name: str) -> str:
