@@ -1,6 +1,5 @@
 """--mode=evaluate and --mode=statistics through main.py, on a network too small to be any good."""
 
-import contextlib
 import fcntl
 import json
 import os
@@ -108,6 +107,7 @@ def test_all_checkpoints_are_scored_once(run, capsys):
     run("--config.evaluation.checkpoints=follow")  # ends, since the training has
     said = capsys.readouterr().out
     assert "evaluate: step 4 is done" in said
+    assert "statistics" not in said  # nothing is looked at where nothing is to be scored
     assert "evaluate: step 8 is done" in said
 
 
@@ -407,7 +407,9 @@ def test_statistics_that_cannot_be_compared_with_are_refused(case, trained, tmp_
     assert program.snapshot(trained) == before
 
 
-def test_damaged_statistics_are_told_whatever_the_damage(trained, tmp_path):
+def test_damaged_statistics_are_told_whatever_the_damage(tmp_path):
+    """By name and in one line, or read as they are; nothing else comes of it."""
+    told = []
     np.savez_compressed(tmp_path / "sound.npz", mu=np.zeros(64), sigma=np.eye(64))
     sound, draw = (tmp_path / "sound.npz").read_bytes(), np.random.default_rng(0)
     for _ in range(200):
@@ -416,8 +418,12 @@ def test_damaged_statistics_are_told_whatever_the_damage(trained, tmp_path):
             content[place] = draw.integers(256)
         (tmp_path / "damaged.npz").write_bytes(content)
         read_arrays(tmp_path / "damaged.npz")
-        with contextlib.suppress(UserError):
+        try:
             real.foreign(tmp_path / "damaged.npz")
+        except UserError as error:
+            told.append(str(error))
+    assert len(told) > 100
+    assert all("damaged.npz" in line and "\n" not in line for line in told)
 
 
 @pytest.mark.parametrize("extractors", ["", "fashion_cnn", "inception"])

@@ -61,7 +61,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         folder.run(experiment, stop)
         return
     sample.say_if_untrained(experiment, "evaluate")
-    reference = Reference(experiment, samples.built(experiment), experiment.sampling.num_samples, stop)
+    reference = Reference(experiment, samples.built(experiment), experiment.sampling.num_samples)
     lock, last = experiment.workdir.reports / "evaluation" / ".lock", None
     for step in _steps(experiment, stop):
         with alone(lock, "evaluate", stop):
@@ -148,6 +148,7 @@ def _evaluate(experiment: Experiment, wanted: int | None, reference: Reference, 
         for name in experiment.samplers:
             samples.forget(experiment, step, name)  # of a run that died before it could
         return Scored(experiment, step, found, new=False)
+    reference.prepare(stop)
     shown = experiment.shown(pictures.SHOWN)
     every = {
         name: samples.of_checkpoint(experiment, step, params, name, reference.extractors, shown, stop)

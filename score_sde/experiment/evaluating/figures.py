@@ -33,35 +33,43 @@ from score_sde.training.interrupt import StopRequest
 
 
 class Reference:
-    """What samples are compared with, and the figures of a set of them. With features of real data at hand, and of
-    noise, which all processes compute together; the figures are for process 0.
+    """What samples are compared with, and, once it is prepared, the figures of a set of them, for process 0.
 
-    size: how many samples of each sampler, or images of a folder, there will be. Raises UserError where an extractor's
-    features are not of those that the statistics `evaluation.reference` are of.
+    size: how many samples of each sampler, or images of a folder, there will be.
     """
 
-    def __init__(self, experiment: Experiment, extractors: Extractors, size: int, stop: StopRequest) -> None:
+    def __init__(self, experiment: Experiment, extractors: Extractors, size: int) -> None:
         self._experiment, self.extractors, self._size = experiment, extractors, size
+        self._prepared = False
         self._noise: dict[str, Features] = {}
         self._baselines: dict[tuple[str, str], dict[str, Any]] = {}
         self._real: dict[tuple[str, str], Features] = {}
         self._trained: dict[str, Train] = {}
         given = experiment.evaluation.reference
         self._statistics = None if given in real.SPLITS else real.foreign(Path(given))
+
+    def prepare(self, stop: StopRequest) -> None:
+        """Takes features of real data and of noise, and what these score, once, on all processes together.
+
+        Before anything is sampled, so that what cannot be scored against these data is said first, by UserError.
+        """
+        if self._prepared:  # which all processes know, as they do not know the figures
+            return
+        self._prepared = True
         wanted: dict[str, int] = {}  # images of noise
         for metric, name in self.pairs():
             split = self._split(metric)
             if split is None:
-                _check_same(self._statistics, extractors[name])
+                _check_same(self._statistics, self.extractors[name])
                 continue
             for each in (split, "train") if METRICS[metric].needs_train else (split,):
                 if (name, each) not in self._real:
-                    self._real[name, each] = real.features(experiment, extractors[name], each, stop)
-            n = part_size(len(real.records_of(experiment, split)), size)
+                    self._real[name, each] = real.features(self._experiment, self.extractors[name], each, stop)
+            n = part_size(len(real.records_of(self._experiment, split)), self._size)
             wanted[name] = max(n, wanted.get(name, 0))
         for name, count in wanted.items():
-            self._noise[name] = real.noise(experiment, extractors[name], count, stop)
-        with together():  # now, before anything is sampled: what cannot be scored against these data is said here
+            self._noise[name] = real.noise(self._experiment, self.extractors[name], count, stop)
+        with together():
             for metric, name in self.pairs() if jax.process_index() == 0 else ():
                 if self._split(metric) is not None:
                     self._baselines[metric, name] = self._baseline(metric, name)

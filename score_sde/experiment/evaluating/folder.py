@@ -42,7 +42,8 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         name: settings.build(shape, LEVELS, experiment.mesh) for name, settings in experiment.extractors.items()
     }
     of_data = _of_data(experiment, extractors, shape)
-    reference = Reference(experiment, of_data, len(names), stop)
+    reference = Reference(experiment, of_data, len(names))
+    reference.prepare(stop)
 
     def compute(number: int) -> Arrays:
         chosen = names[number * real.BATCH : (number + 1) * real.BATCH]
@@ -63,8 +64,8 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
             told: dict[str, Any] = {"images": title, "samples": len(names), "size": list(shape)}
             told |= {"reference": real.described(experiment), "metrics": figures}
             write_json(reports / f"{NAME}.json", told)
-            for line in lines(told):
-                say(line)
+            for text in lines(told):
+                say(text)
         discard(reports / f".{NAME}")
 
 
