@@ -4,7 +4,9 @@ A sample therefore does not change with the batch it is computed in, the number 
 Keys are typed (`jax.random.key`). A batch carries one key per sample.
 """
 
+import math
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,14 +40,23 @@ def child(keys: Keys, number: Int[Array, ""] | int) -> Keys:
 
 def normal(keys: Keys, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Float[Array, "batch *shape"]:
     """Standard normal, `shape` per sample."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+    return _in_a_row(jax.random.normal, keys, shape, dtype)
 
 
 def uniform(keys: Keys, shape: tuple[int, ...] = ()) -> Float[Array, "batch *shape"]:
     """Uniform on [0, 1), `shape` per sample."""
-    return jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))(keys)
+    return _in_a_row(jax.random.uniform, keys, shape, jnp.float32)
 
 
 def rademacher(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "batch *shape"]:
     """±1 with equal probability, `shape` per sample."""
-    return jax.vmap(lambda key: jax.random.rademacher(key, shape, jnp.float32))(keys)
+    return _in_a_row(jax.random.rademacher, keys, shape, jnp.float32)
+
+
+def _in_a_row(draw: Callable[..., Array], keys: Keys, shape: tuple[int, ...], dtype: Any) -> Array:
+    """`draw` of each key: the same numbers as of `shape`, but compiled in a tenth of the time.
+
+    XLA unrolls the short axes of a sample on a CPU, and with them the twenty rounds of hashing for each number.
+    """
+    row = jax.vmap(lambda key: draw(key, (math.prod(shape),), dtype))(keys)
+    return row.reshape(*keys.shape, *shape)

@@ -63,3 +63,15 @@ def test_rademacher_is_plus_or_minus_one():
     values = np.asarray(rng.rademacher(rng.for_samples(rng.stream(0, "law"), jnp.arange(1000)), (4,)))
     assert set(np.unique(values)) == {-1.0, 1.0}
     assert abs(values.mean()) < 5 / np.sqrt(values.size)
+
+
+@pytest.mark.parametrize(
+    ("draw", "theirs"),
+    [(rng.normal, jax.random.normal), (rng.uniform, jax.random.uniform), (rng.rademacher, jax.random.rademacher)],
+    ids=["normal", "uniform", "rademacher"],
+)
+def test_numbers_are_those_of_jax(draw, theirs):
+    """Bit for bit, though they are drawn in a row."""
+    keys = rng.for_samples(rng.stream(0, "noise"), jnp.arange(3))
+    for key, own in zip(keys, draw(keys, (2, 3, 5)), strict=True):
+        np.testing.assert_array_equal(own, theirs(key, (2, 3, 5), dtype=jnp.float32))

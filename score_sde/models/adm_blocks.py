@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from score_sde.errors import Checks, UserError
+from score_sde.models import initializers
 from score_sde.models.attention import CrossAttention, Heads, attend
 from score_sde.models.conditioning import check_unet
 from score_sde.models.layers import (
@@ -43,8 +44,8 @@ Tokens = tuple[Float[Array, "batch length features"], Bool[Array, "batch length"
 
 GROUPS = 32
 ATTENTION_ORDERS = ("new", "legacy")
-START = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-ZERO = nnx.initializers.zeros
+START = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+ZERO = initializers.zeros
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from score_sde.errors import Checks
+from score_sde.models import initializers
 from score_sde.models.adm_blocks import (
     START,
     ZERO,
@@ -66,7 +67,7 @@ class AttentionPool(nnx.Module):
         channels, options = encoder.channels, {"init": START, "dtype": jnp.float32, "rngs": rngs}
         self.heads = settings.heads_of(channels)
         self.norm = norm(channels, settings, dtype=jnp.float32)
-        position = jax.random.normal(rngs.params(), (pixels + 1, channels)) / math.sqrt(channels)
+        position = initializers.normal(1 / math.sqrt(channels))(rngs.params(), (pixels + 1, channels))
         self.position = parameter(position, "tokens", "channels")
         self.query_key_value = dense(channels, 3 * channels, axes=("in", "heads"), **options)
         self.output = dense(channels, settings.classes, axes=("heads", "out"), **options)

@@ -24,6 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from score_sde.errors import Checks, UserError
+from score_sde.models import initializers
 from score_sde.models.layers import Dtype, across, dense, embedding, parameter
 from score_sde.typing import Condition, Data, Params
 
@@ -123,7 +124,7 @@ def _written(shape: tuple[int, ...]) -> str:
 class ConditionEmbedding(nnx.Module):
     """The condition's parts in the form that a network works with.
 
-    features: width of the noise embedding. label_init: initialiser of the labels' table, where not nnx's own.
+    features: width of the noise embedding. label_init: initialiser of the labels' table, where not `embedding`'s.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class ConditionEmbedding(nnx.Module):
         if settings.augment_features:
             self.augment = dense(settings.augment_features, features, bias=False, dtype=dtype, rngs=rngs)
         if settings.token_features:
-            value = jax.random.normal(rngs.params(), (settings.token_features,))
+            value = initializers.normal()(rngs.params(), (settings.token_features,))
             self.null_token = parameter(value, "channels")
 
     def features(self, condition: Condition, batch: int) -> Float[Array, "batch features"] | None:

@@ -52,6 +52,7 @@ from jaxtyping import Array, Float
 
 from score_sde import rng
 from score_sde.errors import Checks, UserError
+from score_sde.models import initializers
 from score_sde.models.functional import new_params, with_params
 from score_sde.models.layers import conv
 from score_sde.typing import Keys, Params, PerSample
@@ -182,7 +183,7 @@ class Coupling(nnx.Module):
         self.blocks = nnx.List([Block(width, rngs=rngs) for _ in range(settings.blocks)])
         # Exactly 0, not the nearly 0 of the score networks: then q is exactly uniform. Only this layer has a gradient
         # at the first step; all have from the second on.
-        zero = nnx.initializers.zeros
+        zero = initializers.zeros
         self.conv_out = nnx.Conv(width, outputs, (3, 3), kernel_init=zero, rngs=rngs)
 
     def __call__(self, z: Images, embedding: Float[Array, "batch height width features"]) -> tuple[Images, Images]:

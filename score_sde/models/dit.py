@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from score_sde.models import initializers
 from score_sde.models.attention import CrossAttention
 from score_sde.models.conditioning import ConditionEmbedding
 from score_sde.models.layers import DTYPES, Dtype, dense, rematerialised
@@ -43,7 +44,7 @@ from score_sde.typing import Condition, Data, WithVariance
 DIT_SIZES = {"S": Size(12, 384, 6), "B": Size(12, 768, 12), "L": Size(24, 1024, 16), "XL": Size(28, 1152, 16)}
 POSITIONS = ("sincos", "rotary")
 NOISE_FEATURES = 256  # of the noise condition, before the network's own width
-SMALL, ZEROS = nnx.initializers.normal(0.02), nnx.initializers.zeros
+SMALL, ZEROS = initializers.normal(0.02), initializers.zeros
 
 Embedding = Float[Array, "batch width"]
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, cast
@@ -12,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from score_sde.errors import UserError
+from score_sde.models.initializers import Drawn, Draws
 from score_sde.typing import Condition, Data, Params, PerSample, WithVariance
 
 
@@ -68,33 +68,20 @@ class Settings(Labelled, Protocol):
         """Raises UserError where the network cannot take the condition beside x of `shape`."""
 
 
-class Keys:
-    """The key of each parameter to be made, in turn: those of `nnx.Rngs(key)`.
-
-    Counted in Python. What nnx counts in is traced, and each count searches the program traced so far: most of the
-    time that a network of hundreds of layers took to be built.
-    """
-
-    def __init__(self, key: jax.Array) -> None:
-        self._key, self._count = key, itertools.count()
-
-    def params(self) -> jax.Array:
-        """The next key."""
-        return jax.random.fold_in(self._key, next(self._count))
-
-
 def new_params(settings: Builder, shape: tuple[int, ...], key: jax.Array) -> Params:
     """The parameters of a newly built module: a nested dict of float32 arrays. Traceable."""
-    return nnx.to_pure_dict(nnx.state(_module(settings, shape, key), nnx.Param))
+    draws = Draws()
+    nnx.eval_shape(lambda: _module(settings, shape, draws))
+    return nnx.to_pure_dict(nnx.state(_module(settings, shape, draws.drawn(key)), nnx.Param))
 
 
-def _module(settings: Builder, shape: tuple[int, ...], key: jax.Array) -> Any:
-    return settings.build(shape, cast(nnx.Rngs, Keys(key)))  # all that layers ask of one is `params()`
+def _module(settings: Builder, shape: tuple[int, ...], draws: Draws | Drawn) -> Any:
+    return settings.build(shape, cast(nnx.Rngs, draws))  # all that layers ask of one is `params()`
 
 
 def with_params(settings: Builder, shape: tuple[int, ...], params: Params) -> Any:
     """The module with `params` in it; its own initial values are never computed."""
-    abstract = nnx.eval_shape(lambda: _module(settings, shape, jax.random.key(0)))
+    abstract = nnx.eval_shape(lambda: _module(settings, shape, Draws()))
     definition, state = nnx.split(abstract)
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(definition, state)
@@ -113,7 +100,7 @@ class Parameter(NamedTuple):
 
 def parameters_of(settings: Builder, shape: tuple[int, ...]) -> dict[Path, Parameter]:
     """Every parameter by its path, computing nothing."""
-    abstract = nnx.eval_shape(lambda: _module(settings, shape, jax.random.key(0)))
+    abstract = nnx.eval_shape(lambda: _module(settings, shape, Draws()))
     flat = nnx.to_flat_state(nnx.state(abstract, nnx.Param))
     of = lambda variable: Parameter(tuple(variable.shape), variable.axes, variable.trainable)
     return {_path(keys): of(variable) for keys, variable in flat}

@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from score_sde.models import initializers
 from score_sde.models.precision import convolve, matmul, offset
 from score_sde.models.resample import upsample_convolve
 
@@ -74,7 +75,7 @@ def parameter(value: Array, *axes: str | None, trainable: bool = True) -> nnx.Pa
 
 def initializer(scale: float = 1.0) -> nnx.Initializer:
     """DDPM's initialiser: uniform, variance `scale` over the mean of fan-in and fan-out; 0 becomes `ZERO_INIT`."""
-    return nnx.initializers.variance_scaling(scale or ZERO_INIT, "fan_avg", "uniform")
+    return initializers.variance_scaling(scale or ZERO_INIT, "fan_avg", "uniform")
 
 
 class Conv(nnx.Conv):
@@ -214,10 +215,10 @@ def convolve_places(
 
 
 def embedding(rows: int, features: int, *, init: nnx.Initializer | None = None, rngs: nnx.Rngs, dtype: Dtype) -> Embed:
-    """A table of `rows` learnt vectors."""
-    chosen: dict[str, Any] = {} if init is None else {"embedding_init": init}
+    """A table of `rows` learnt vectors, at first of length 1 in the mean square unless `init` says otherwise."""
+    init = init or initializers.normal(1 / math.sqrt(features))
     metadata = {"axes": ("table", "out"), "trainable": True}
-    return Embed(rows, features, embedding_metadata=metadata, dtype=dtype, rngs=rngs, **chosen)
+    return Embed(rows, features, embedding_init=init, embedding_metadata=metadata, dtype=dtype, rngs=rngs)
 
 
 class GroupNorm(nnx.Module):
@@ -273,7 +274,7 @@ class FourierEmbedding(nnx.Module):
     """[sin, cos] of 2π W position with fixed W ~ N(0, scale²), `features`/2 of them (Tancik et al. 2020)."""
 
     def __init__(self, features: int, scale: float, *, rngs: nnx.Rngs) -> None:
-        value = scale * jax.random.normal(rngs.params(), (features // 2,))
+        value = initializers.normal(scale)(rngs.params(), (features // 2,))
         self.frequency = parameter(value, "channels", trainable=False)
 
     def __call__(self, position: Float[Array, "batch"]) -> Float[Array, "batch features"]:

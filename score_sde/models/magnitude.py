@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from score_sde.models import initializers
 from score_sde.models.attention import attend, split_heads
 from score_sde.models.layers import Axes, Dtype, by_heads, by_sample, convolve_places, parameter, side_by_side
 from score_sde.models.precision import convolve, matmul
@@ -76,7 +77,7 @@ class MPConv(nnx.Module):
         self, inputs: int, out: int, size: int = 1, *, axes: Axes = ("in", "out"), dtype: Dtype, rngs: nnx.Rngs
     ) -> None:
         window = () if size == 1 else (size, size)
-        value = jax.random.normal(rngs.params(), (*window, inputs, out))
+        value = initializers.normal()(rngs.params(), (*window, inputs, out))
         self.kernel = parameter(unit_kernel(value), *(None for _ in window), *axes)
         self.dtype = dtype
 
@@ -106,8 +107,8 @@ class MPFourier(nnx.Module):
     """√2 cos(frequency c + phase), both fixed."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs) -> None:
-        frequency = 2 * math.pi * jax.random.normal(rngs.params(), (features,))
-        phase = 2 * math.pi * jax.random.uniform(rngs.params(), (features,))
+        frequency = initializers.normal(2 * math.pi)(rngs.params(), (features,))
+        phase = initializers.uniform(math.pi)(rngs.params(), (features,))
         self.frequency = parameter(frequency, "channels", trainable=False)
         self.phase = parameter(phase, "channels", trainable=False)
 

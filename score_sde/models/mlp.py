@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from score_sde.errors import Checks, UserError
+from score_sde.models import initializers
 from score_sde.models.attention import CrossAttention
 from score_sde.models.conditioning import ConditionEmbedding, Conditions
 from score_sde.models.layers import (
@@ -88,7 +89,7 @@ class FourierFeatures(nnx.Module):
     """[x, sin 2π B x, cos 2π B x] with fixed B ~ N(0, scale²)."""
 
     def __init__(self, inputs: int, count: int, scale: float, *, rngs: nnx.Rngs) -> None:
-        value = scale * jax.random.normal(rngs.params(), (inputs, count))
+        value = initializers.normal(scale)(rngs.params(), (inputs, count))
         self.frequency = parameter(value, "in", "out", trainable=False)
 
     def __call__(self, x: Points) -> Float[Array, "batch features"]:

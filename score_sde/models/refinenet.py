@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from score_sde.models import initializers
 from score_sde.models.attention import CrossAttention
 from score_sde.models.conditioning import ConditionEmbedding
 from score_sde.models.layers import DTYPES, Conv, Dtype, across, conv, dense, parameter, rematerialised
@@ -32,7 +33,7 @@ from score_sde.typing import Condition
 
 Image = Float[Array, "batch height width channels"]
 EPSILON = 1e-5
-PYTORCH = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+PYTORCH = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 POOL = 5
 
 
@@ -148,7 +149,7 @@ class InstanceNorm(nnx.Module):
     def __init__(self, channels: int, levels: int, *, dtype: Dtype, rngs: nnx.Rngs) -> None:
         shape = (levels, channels) if levels else (channels,)
         axes = ("table", "channels") if levels else ("channels",)
-        near_one = lambda: parameter(1 + 0.02 * jax.random.normal(rngs.params(), shape), *axes)
+        near_one = lambda: parameter(1 + initializers.normal(0.02)(rngs.params(), shape), *axes)
         self.gamma, self.alpha, self.beta = near_one(), near_one(), parameter(jnp.zeros(shape), *axes)
         self.levels, self.dtype = levels, dtype
 

@@ -13,10 +13,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from score_sde.errors import UserError
+from score_sde.models import initializers
 from score_sde.models.layers import conv, dense
 
 Image = Float[Array, "batch height width channels"]
-KAIMING = nnx.initializers.he_normal()
+KAIMING = initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

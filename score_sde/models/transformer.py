@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from score_sde.errors import Checks, UserError
+from score_sde.models import initializers
 from score_sde.models.attention import attend, split_heads
 from score_sde.models.conditioning import Conditions, check_sides
 from score_sde.models.layers import DTYPES, REMATS, Dtype, across, dense, parameter, positional_embedding
@@ -135,7 +136,7 @@ class Modulation(nnx.Module):
 
     def __init__(self, width: int, parts: int, *, dtype: Dtype, rngs: nnx.Rngs) -> None:
         self.parts = parts
-        self.dense = dense(width, parts * width, init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+        self.dense = dense(width, parts * width, init=initializers.zeros, dtype=dtype, rngs=rngs)
 
     def __call__(self, embedding: Float[Array, "batch width"], rank: int) -> list[Float[Array, "batch *ones width"]]:
         """Each shaped to meet an array of `rank` axes."""

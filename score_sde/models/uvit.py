@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from score_sde.errors import Checks
+from score_sde.models import initializers
 from score_sde.models.conditioning import ConditionEmbedding
 from score_sde.models.layers import DTYPES, Dtype, conv, dense, parameter, rematerialised
 from score_sde.models.positions import Rotation, rotation, sin_cos
@@ -44,8 +45,8 @@ UVIT_SIZES = {
     "huge": Size(28, 1152, 16),
 }
 POSITIONS = ("learnt", "sincos", "rotary")
-SMALL = nnx.initializers.normal(0.02)
-UNIFORM = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's own, in ±1/√fan-in
+SMALL = initializers.normal(0.02)
+UNIFORM = initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's own, in ±1/√fan-in
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ class UViTModule(nnx.Module):
         self.grid = settings.grid(tuple(sides))
         values = settings.patch ** len(self.grid)
         self.patches_in = dense(values * (channels + settings.image_channels), width, init=UNIFORM, **options)
-        labels = nnx.initializers.normal(1.0)
+        labels = initializers.normal(1.0)
         self.condition = ConditionEmbedding(settings, width, label_init=labels, **options)
         self.before = 1 + settings.has_features  # tokens before those of the patches
         if settings.token_features:

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from score_sde.errors import Checks, UserError
+from score_sde.models import initializers
 from score_sde.models.functional import Network, Path
 from score_sde.models.layers import Dtype, GroupNorm
 from score_sde.models.positions import rotation
@@ -69,7 +70,7 @@ class AttentionOverTime(nnx.Module):
     def __init__(self, channels: int, frames: int, *, dtype: Dtype, rngs: nnx.Rngs) -> None:
         self.frames = frames
         self.norm = GroupNorm(channels, dtype=dtype)
-        zeros = nnx.initializers.zeros
+        zeros = initializers.zeros
         self.attention = SelfAttention(channels, 1, output_init=zeros, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch_frames *space channels"]) -> Float[Array, "batch_frames *space channels"]:

@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from score_sde.errors import Checks
+from score_sde.models import initializers
 from score_sde.models.conditioning import check_image
 from score_sde.models.layers import (
     DTYPES,
@@ -37,8 +38,9 @@ Embedding = Float[Array, "batch features"]
 
 WIDTH, GROUPS = 16, 3
 FREQUENCIES, FOURIER_SCALE = 128, 16.0
-KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-LECUN = nnx.initializers.lecun_normal()
+KAIMING = initializers.variance_scaling(2.0, "fan_out", "normal")
+LAST = initializers.variance_scaling(1 / 3, "fan_out", "uniform")  # U(±1/√classes)
+LECUN = initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,11 +75,6 @@ class WideResNet:
 
 def _norm(channels: int, dtype: Dtype) -> GroupNorm:
     return GroupNorm(channels, epsilon=1e-5, dtype=dtype)
-
-
-def _start(key: jax.Array, shape: tuple[int, ...], dtype: Dtype, **_: Any) -> Array:
-    """The last layer's: U(±1/√classes)."""
-    return jax.random.uniform(key, shape, dtype, -1, 1) / math.sqrt(shape[1])
 
 
 class Block(nnx.Module):
@@ -126,7 +123,7 @@ class WideResNetModule(nnx.Module):
                 channels = width
         self.blocks = nnx.List(blocks)
         self.norm_out = _norm(channels, jnp.float32)
-        self.output = dense(channels, settings.classes, init=_start, dtype=jnp.float32, rngs=rngs)
+        self.output = dense(channels, settings.classes, init=LAST, dtype=jnp.float32, rngs=rngs)
 
     def __call__(
         self, x: Image, noise_condition: Float[Array, "batch"], *, train: bool, rng: jax.Array | None
