@@ -62,6 +62,8 @@ OWN = {"digits.py": {}, "toys.py": {"data.records": 16}, "audio.py": {"data.leng
 # Files whose argument is the size of the network, which the settings above are instead of: one is trained.
 SIZES = ("dit/imagenet256.py", "edm2/imagenet512.py", "edm2/imagenet64.py")
 SIZE = {"ncsnv2": 16}
+# What makes a step of a family's files one program, which is then compiled once: the files differ by their levels.
+ALIKE = {"ncsn": {"model.noise_levels": 10, "sde.scales": 10, "sde.sigma_max": 50.0, "model.sigma_max": 50.0}}
 
 ALL = [
     (str(path.relative_to(CONFIGS)), argument)
@@ -112,7 +114,7 @@ def test_says_what_it_is(file, argument):
 def test_trains_two_steps(file, argument, tmp_path):
     values = _values(file, argument)
     name = values["model"]["name"]
-    overrides = {f"model.{key}": value for key, value in SMALL[name].items()}
+    overrides = {f"model.{key}": value for key, value in SMALL[name].items()} | ALIKE.get(name, {})
     if file in OWN:
         overrides |= OWN[file]
         if file == "audio.py":
