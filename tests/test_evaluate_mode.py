@@ -318,6 +318,7 @@ def test_a_folder_of_images(run, tmp_path, capsys):
     place.mkdir()
     for number, image in enumerate(whole(SOURCES["digits"]().split("test"), "image")):
         write_png(place / f"{number}.png", np.round(image * (255 / 16)).astype(np.uint8))
+    (place / "labels.json").write_text('{"labels": [["of another set.png", 0]]}')  # classes are not asked for
     both = ("--config.evaluation.extractors=pixels,digits_cnn", "--config.evaluation.metrics=frechet,inception_score")
     told = read(run(f"--config.evaluation.images={place}", *both) / "images.json")
     assert told["samples"] == 500

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
 from score_sde.data import SOURCES
@@ -22,7 +21,8 @@ from score_sde.data.image_records import MANIFEST, Manifest, checksum, decode, d
 from score_sde.data.preparation import Preparation, Settings
 from score_sde.errors import RunFailed, UserError
 from tests import program
-from tests.sources import both, refused, zipped
+from tests.preparing import noise, png, prepared, records, write
+from tests.sources import both, refused
 
 SCRIPT = program.ROOT / "scripts" / "prepare_dataset"
 FILES, DAMAGED = 2000, 10
@@ -34,41 +34,6 @@ def command(source, output, *options):
 
 def run_script(source, output, *options):
     return subprocess.run(command(source, output, *options), capture_output=True, text=True, timeout=200, check=False)
-
-
-def prepared(source: Path, output: Path, resolution: int = 4, **settings) -> Manifest:
-    preparation = Preparation(Settings(source=source, output=output, resolution=resolution, **settings))
-    list(preparation.run())
-    assert preparation.manifest is not None
-    assert Manifest.read(output) == preparation.manifest
-    return preparation.manifest
-
-
-def records(folder: Path):
-    """Images and headers, in the order of the shards."""
-    manifest = Manifest.read(folder)
-    source = ArrayRecordDataSource([str(folder / shard.file) for shard in manifest.shards])
-    assert len(source) == manifest.records
-    return [decode(source[number]) for number in range(len(source))]
-
-
-def png(image: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, "PNG")
-    return content.getvalue()
-
-
-def noise(seed: int, height: int = 4, width: int = 4) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def write(folder: Path, **contents: bytes) -> Path:
-    """Files by their paths."""
-    for name, content in contents.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return folder
 
 
 def spoilt(content: bytes) -> list[bytes]:
@@ -308,51 +273,6 @@ def test_a_part_has_the_classes_of_both(tmp_path):
     assert (train.histogram, test.histogram) == ([0, 1, 2], [1, 1, 0])
 
 
-OUTSIDE = ("../evil.png", "/tmp/evil_of_score_sde.png", "a/../../evil2.png", "C:\\evil.png")
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_paths_of_an_archive_that_lead_elsewhere_are_read_and_never_written(kind, tmp_path):
-    archive = tmp_path / "deep" / f"set.{kind}"
-    archive.parent.mkdir()
-    contents = {name: png(noise(number)) for number, name in enumerate(OUTSIDE)}
-    if kind == "zip":
-        with zipfile.ZipFile(archive, "w") as file:
-            for name, content in contents.items():
-                file.writestr(name, content)
-    else:
-        with tarfile.open(archive, "w") as file:
-            for name, content in contents.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                file.addfile(member, io.BytesIO(content))
-    before = set(tmp_path.rglob("*"))
-    manifest = prepared(archive, tmp_path / "deep" / "out", labels=False)
-    assert manifest.records + len(manifest.skipped) == len(OUTSIDE)
-    written = set(tmp_path.rglob("*")) - before
-    assert all(path.is_relative_to(tmp_path / "deep" / "out") for path in written)
-    assert not Path("/tmp/evil_of_score_sde.png").exists()
-    for image, header in records(tmp_path / "deep" / "out"):
-        np.testing.assert_array_equal(image, noise(OUTSIDE.index(header["name"])))
-
-
-def test_a_tar_is_read_in_place_and_its_links_are_named(tmp_path):
-    with tarfile.open(tmp_path / "set.tar", "w") as archive:
-        for number in range(200):
-            content = png(noise(number))
-            member = tarfile.TarInfo(f"{'ab'[number % 2]}/{number:03d}.png")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-        link = tarfile.TarInfo("a/link.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-    manifest = prepared(tmp_path / "set.tar", tmp_path / "out", processes=2)
-    assert manifest.skipped == [{"name": "a/link.png", "reason": "it is a link in the tar, and no file"}]
-    assert (manifest.records, manifest.histogram) == (200, [100, 100])
-    for image, header in records(tmp_path / "out"):
-        np.testing.assert_array_equal(image, noise(int(header["name"][2:5])))
-
-
 def one_colour(mode: str, colour, **options) -> bytes:
     content = io.BytesIO()
     Image.new(mode, (8, 8), colour).save(content, options.pop("format", "PNG"), **options)
@@ -442,32 +362,6 @@ def test_sources_that_are_refused(name, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["photos.target.zip", "set.tar.zip", "no name of a zip"])
-def test_a_zip_is_one_by_its_content(name, three, tmp_path):
-    assert prepared(zipped(three, tmp_path / name), tmp_path / "out").records == 3
-
-
-def test_a_tar_is_one_by_its_content(three, tmp_path):
-    """Also where it holds a zip, whose end is near the tar's."""
-    with tarfile.open(tmp_path / "set", "w") as archive:
-        archive.add(three, ".")
-        archive.add(zipped(three, tmp_path / "last.zip"), "last.zip")
-    assert prepared(tmp_path / "set", tmp_path / "out").records == 3
-
-
-@pytest.mark.parametrize("length", [700, 1600, 2048, 2500, 3072])
-def test_a_tar_that_is_cut_short(length, three, tmp_path):
-    """Also where two files end, and in the middle of a header, of which Python's own reader says nothing."""
-    with tarfile.open(tmp_path / "set.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
-        for path in sorted(three.iterdir()):
-            archive.add(path, path.name)  # 512 bytes of header and 512 of content
-    assert prepared(tmp_path / "set.tar", tmp_path / "whole").records == 3
-    content = (tmp_path / "set.tar").read_bytes()
-    (tmp_path / "set.tar").write_bytes(content[:length])
-    with pytest.raises(UserError, match=r"cut short|cannot be read"):
-        prepared(tmp_path / "set.tar", tmp_path / "out")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -538,6 +432,7 @@ class TestManifest:
             (lambda values: json.dumps({**values, "format": "other 2"}), "of format 'other 2'"),
             (lambda values: json.dumps({k: v for k, v in values.items() if k != "mean"}), "lacks"),
             (lambda values: json.dumps({**values, "records": 7}), "contradicts itself"),
+            (lambda values: json.dumps({**values, "resolution": "8"}), "'8' is no whole number"),
         ],
     )
     def test_damage(self, change, message, three, tmp_path):

@@ -75,6 +75,8 @@ class TestNPZ:
     def test_levels_and_shape_are_those_of_the_file(self, tmp_path):
         deep = self.source(tmp_path / "a.npz", {"image": self.IMAGES[..., 0].astype(np.uint16)})
         assert (deep.shape, deep.levels) == ((8, 8, 1), 65536)
+        other = self.source(tmp_path / "c.npz", {"image": self.IMAGES[..., 0].astype(">u2")})  # of the other byte order
+        np.testing.assert_array_equal(whole(other.split("train"), "image"), whole(deep.split("train"), "image"))
         points = self.source(tmp_path / "b.npz", {"arr_0": RANDOM.normal(size=(9, 3))})
         assert (points.shape, points.levels) == ((3,), 0)
         assert whole(points.split("train"), "image").dtype == np.float32
@@ -116,6 +118,7 @@ class TestNPZ:
         refused(self.source(path, {**labelled, "label": self.LABELS[:4]}, classes=3), "not 6 integers")
         refused(self.source(path, {**labelled, "label": np.array([None] * 6)}, classes=3), "no readable .npz")
         refused(self.source(path, {"image": np.full((4, 2), np.nan)}), "not finite")
+        refused(self.source(path, {"image": np.full((4, 2), 1e300)}), "beyond what float32 holds")
         refused(self.source(path, {"image": self.IMAGES[:1]}), "cannot be divided")
 
 

@@ -70,7 +70,8 @@ class ArrayRecord(SquareImages):
             source = ArrayRecordDataSource([str(path) for path in paths])
             count = len(source)
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"data: {pattern} is no readable array_record: {' '.join(str(error).split())}") from error
+            reason = " ".join(str(error).split()) or "a shard is cut short or damaged"
+            raise UserError(f"data: {pattern} is no readable array_record: {reason}") from error
         if count == 0:
             raise UserError(f"data: {pattern} holds no records")
         settings = (self.classes, self.size, self.channels)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from score_sde.data.decoding import CHANNELS, RESAMPLINGS, SUFFIXES, DamagedImage, Pixels, decode_image, to_square
-from score_sde.data.listing import Files, list_items, numbered, open_files, split
+from score_sde.data.listing import Files, list_items, numbered, open_files, size_or_none, split
 from score_sde.data.on_demand import OnDemand, held_if_small, sampled
 from score_sde.data.source import Records, SquareImages, digest_of
 from score_sde.errors import Checks, UserError
@@ -80,9 +80,12 @@ class ImageFiles(OnDemand):
         def parts():
             yield from ("files", self.size, self.channels, self.resampling)
             for number, name in enumerate(self.names):
-                yield from (name, self.files.size(name), self.label(number))
+                yield from (name, size_or_none(self.files, name), self.label(number))
             for number in sampled(len(self)):
-                yield self.files.read(self.names[number])
+                try:
+                    yield self.files.read(self.names[number])
+                except OSError:  # it is named when an image is made of it
+                    yield b""
 
         return digest_of(parts())
 

@@ -122,6 +122,9 @@ class Manifest:
             classes = None if values["classes"] is None else list(values["classes"]["names"])
             shards = [Shard(**shard) for shard in values["shards"]]
             manifest = cls(**{**values, "classes": classes, "shards": shards})
+            for number in (manifest.resolution, manifest.channels, manifest.records, *(s.records for s in shards)):
+                if not isinstance(number, int):
+                    raise TypeError(f"{number!r} is no whole number")
         except (KeyError, TypeError) as error:
             raise UserError(f"data: {path} lacks what a manifest has, or has more: {error}") from error
         if fingerprint(shards) != manifest.fingerprint or sum(shard.records for shard in shards) != manifest.records:

@@ -13,6 +13,7 @@ A file is named from where the labels stand. A class is a number, or a name: nam
 import dataclasses
 import functools
 import json
+import lzma
 import os
 import zipfile
 import zlib
@@ -79,7 +80,10 @@ class FolderFiles:
 
     def read(self, name: str) -> bytes:
         """See `Files`."""
-        return (self.root / name).read_bytes()
+        path = self.root / name
+        if path.exists() and not path.is_file():
+            raise OSError("it is a pipe, a socket or a device, and no file")  # from which nothing may ever come
+        return path.read_bytes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +97,10 @@ class ZipFiles:
     def of(path: Path) -> "ZipFiles":
         """Raises UserError where it is damaged."""
         try:
-            entries = _open_zip(path, os.getpid()).infolist()
+            entries = _open_zip(path, os.getpid()).entries
         except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
-        names = {entry.filename for entry in entries if not entry.is_dir()}
-        return ZipFiles(path, tuple(sorted(name for name in names if all(map(shown, name.split("/"))))))
+        return ZipFiles(path, tuple(sorted(name for name in entries if all(map(shown, name.split("/"))))))
 
     @property
     def title(self) -> str:
@@ -105,25 +108,39 @@ class ZipFiles:
 
     def size(self, name: str) -> int:
         """See `Files`."""
-        return _open_zip(self.path, os.getpid()).getinfo(name).file_size
+        return _open_zip(self.path, os.getpid()).entries[name].file_size
 
     def read(self, name: str) -> bytes:
         """See `Files`."""
         try:
-            return _open_zip(self.path, os.getpid()).read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            opened = _open_zip(self.path, os.getpid())
+            return opened.archive.read(opened.entries[name])
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError) as error:
             raise OSError(f"it is damaged in the zip: {error}") from error
 
 
+class _Zip(NamedTuple):
+    """entries: of the files, by their paths."""
+
+    archive: zipfile.ZipFile
+    entries: dict[str, zipfile.ZipInfo]
+
+
 @functools.lru_cache(maxsize=16)
-def _open_zip(path: Path, process: int) -> zipfile.ZipFile:
+def _open_zip(path: Path, process: int) -> _Zip:
     """One for each process: a file's position would be shared with those that are forked."""
-    return zipfile.ZipFile(path)
+    archive = zipfile.ZipFile(path)
+    return _Zip(archive, {below_top(each.filename): each for each in archive.infolist() if not each.is_dir()})
+
+
+def below_top(name: str) -> str:
+    """A path as an archive has it, without the `.` that stand for the top and for nothing: `./a/b` is `a/b`."""
+    return "/".join(part for part in name.split("/") if part != ".")
 
 
 def shown(name: str) -> bool:
     """Whether a part of a path is neither hidden nor macOS's own."""
-    return (not name.startswith(".") or name in (".", "..")) and name != "__MACOSX"
+    return (not name.startswith(".") or name == "..") and name != "__MACOSX"
 
 
 def open_files(path: Path) -> Files:
@@ -145,11 +162,25 @@ class Item(NamedTuple):
     caption: str | None
 
 
-def list_items(files: Files, suffixes: Sequence[str]) -> list[Item]:
-    """The files with these suffixes, by name. Raises UserError where there is none, or labels do not fit the files."""
+def ending_in(files: Files, suffixes: Sequence[str]) -> list[str]:
+    """The names with one of these suffixes, in either case. Raises UserError where there is none."""
     found = [name for name in files.names if name.lower().endswith(tuple(suffixes))]
     if not found:
         raise UserError(f"there is no file in {files.title} that ends in {', '.join(suffixes)}")
+    return found
+
+
+def size_or_none(files: Files, name: str) -> int | None:
+    """In bytes; None of a file that is gone, which is named when it is read."""
+    try:
+        return files.size(name)
+    except OSError:
+        return None
+
+
+def list_items(files: Files, suffixes: Sequence[str]) -> list[Item]:
+    """The files with these suffixes, by name. Raises UserError where there is none, or labels do not fit the files."""
+    found = ending_in(files, suffixes)
     parts = _parts(found)
     names = [name for name in found if name.startswith(parts)] if parts else found
     written = _written(files, ("", *parts))
@@ -251,7 +282,8 @@ def _pairs(files: Files, name: str, base: str) -> Iterator[Item]:
 
 def _lines(files: Files, name: str, base: str) -> Iterator[Item]:
     """Of lines {"file_name": …, "label": …, "text": …}."""
-    for number, line in enumerate(_read(files, name).decode("utf-8", "replace").splitlines(), 1):
+    text = _read(files, name).decode("utf-8-sig", "replace")
+    for number, line in enumerate(text.split("\n"), 1):  # alone ends a line of JSON: captions may hold the others
         if not line.strip():
             continue
         entry = _json(files, f"line {number} of {name}", line)

@@ -59,6 +59,7 @@ class NPZ:
                     shape, _, dtype = read[np.lib.format.read_magic(array)](array)
         except DAMAGED_NPZ as error:
             raise UserError(f"{path} is no readable .npz file: {error}") from error
+        dtype = dtype.newbyteorder("=")  # of either order
         if dtype not in LEVELS:
             valid = ", ".join(map(str, LEVELS))
             raise UserError(f"{path} holds data of {dtype}; valid: {valid}")
@@ -97,6 +98,7 @@ class NPZ:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 image = stored[_key(path, stored.files, DATA)]
+                image = image.astype(image.dtype.newbyteorder("="), copy=False)
                 label = stored[_key(path, stored.files, LABELS)] if self.classes else None
         except DAMAGED_NPZ as error:
             raise UserError(f"{path} is no readable .npz file: {error}") from error
@@ -104,9 +106,10 @@ class NPZ:
             raise UserError(f"{path} holds {image.dtype} of shape {image.shape}, not as {self.file} does")
         image = image.reshape(len(image), *self.shape)
         if not self.levels:
-            image = image.astype(np.float32)
+            with np.errstate(over="ignore"):
+                image = image.astype(np.float32)
             if not np.isfinite(image).all():
-                raise UserError(f"{path} holds values that are not finite")
+                raise UserError(f"{path} holds values that are not finite, or beyond what float32 holds")
         return {"image": image} | ({} if label is None else {"label": self._checked(path, label, len(image))})
 
     def _checked(self, path: Path, label: Shaped[np.ndarray, "records"], count: int) -> Shaped[np.ndarray, "records"]:

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,8 +25,18 @@ import numpy as np
 
 from score_sde.data.decoding import CHANNELS, RESAMPLINGS, SUFFIXES, DamagedImage, decode_image, to_square
 from score_sde.data.image_records import MANIFEST, UNDERWAY, Manifest, Shard, checksum, encode, fingerprint
-from score_sde.data.listing import LABEL_FILES, PARTS, Files, Item, list_items, numbered, open_files, split
-from score_sde.data.tar_files import TarFiles
+from score_sde.data.listing import (
+    LABEL_FILES,
+    PARTS,
+    Files,
+    Item,
+    list_items,
+    numbered,
+    open_files,
+    size_or_none,
+    split,
+)
+from score_sde.data.tar_files import TarFiles, is_tar
 from score_sde.data.workers import Workers
 from score_sde.errors import Checks, RunFailed, UserError
 
@@ -175,7 +184,7 @@ class Preparation:
             manifest.check(folder)
             return manifest
         if (folder / UNDERWAY).exists():
-            _compare(folder, _read_json(folder / UNDERWAY), wanted)
+            _compare(folder, _read_json(folder / UNDERWAY, {}), wanted)
         elif folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} is not empty, and nothing that was begun here; give a folder of its own")
         return None
@@ -208,7 +217,7 @@ class Preparation:
         path, note = self._path(shard), _beside(self._path(shard))
         if not (path.is_file() and note.is_file()):
             return None
-        values = _read_json(note)
+        values = _read_json(note, dataclasses.asdict(Note()))
         values["histogram"] = {int(label): count for label, count in values["histogram"].items()}
         return Note(**values) if checksum(path) == values["sha256"] else None
 
@@ -280,7 +289,7 @@ class Preparation:
 
 def _open(source: Path) -> Files:
     called = ".tar" in source.suffixes and not zipfile.is_zipfile(source)  # a damaged one is told of as a tar, too
-    tar = source.is_file() and (called or tarfile.is_tarfile(source))
+    tar = source.is_file() and (called or is_tar(source))
     return TarFiles.of(source) if tar else open_files(source)
 
 
@@ -312,11 +321,7 @@ def _digest(files: Files, items: Sequence[Item]) -> str:
     """Of the names, sizes, labels and captions."""
     digest = hashlib.sha256()
     for item in items:
-        try:
-            size = files.size(item.name)
-        except OSError:  # it is named when it is read
-            size = -1
-        digest.update(json.dumps([*item, size]).encode())
+        digest.update(json.dumps([*item, size_or_none(files, item.name)]).encode())
     return digest.hexdigest()
 
 
@@ -371,11 +376,15 @@ def _compare(folder: Path, there: dict[str, Any], wanted: dict[str, Any]) -> Non
         raise UserError(f"{folder} is of other settings or another source: {named}; give another folder")
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, like: dict[str, Any]) -> dict[str, Any]:
+    """What `like` has, with values of the same types."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or any(type(values.get(key)) is not type(like[key]) for key in like):
+            raise ValueError("it is not as it was written")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}; remove the folder and begin anew") from error
+    return values
 
 
 def _write_json(path: Path, values: Any) -> None:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import lzma
 import tarfile
+import zlib
 from pathlib import Path
 
-from score_sde.data.listing import shown
+from score_sde.data.listing import below_top, shown
 from score_sde.errors import UserError
 
 
@@ -27,11 +29,11 @@ class TarFiles:
                 members = [member for member in tar if not member.isdir()]
                 end = tar.offset
         except (tarfile.TarError, OSError, EOFError) as error:
-            if path.is_file() and tarfile.is_tarfile(path) and _compressed(path):
+            if path.is_file() and _compressed(path):
                 raise UserError(f"{path} is compressed; decompress it first (gunzip, bunzip2 or unxz)") from error
             raise UserError(f"{path} cannot be read: {error}") from error
         plain = lambda member: member.isreg() and not member.issparse()
-        places = {each.name: (each.offset_data, each.size) if plain(each) else None for each in members}
+        places = {below_top(each.name): (each.offset_data, each.size) if plain(each) else None for each in members}
         visible = {name: place for name, place in places.items() if all(map(shown, name.split("/")))}
         with path.open("rb") as file:
             file.seek(end)
@@ -63,6 +65,14 @@ class TarFiles:
         if len(content) != size:
             raise OSError("the tar is cut short in it")
         return content
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a file is a tar by its content, compressed or not; also where it is compressed and cut short."""
+    try:
+        return tarfile.is_tarfile(path)
+    except (EOFError, OSError, zlib.error, lzma.LZMAError):
+        return _compressed(path)
 
 
 def _compressed(path: Path) -> bool:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from score_sde.data.decoding import CHANNELS, SUFFIXES, DamagedImage, decode_image
-from score_sde.data.listing import Files, list_items, open_files
+from score_sde.data.listing import Files, ending_in, open_files
 from score_sde.errors import UserError
 from score_sde.evaluation.extractors import Extractor
 from score_sde.experiment.base import Experiment
@@ -98,9 +98,9 @@ def _listed(experiment: Experiment) -> tuple[Files, list[str]]:
     path = Path(experiment.evaluation.images)
     try:
         files = open_files(path)
+        names = ending_in(files, SUFFIXES)
     except UserError as error:
         raise UserError(f"evaluation.images: {error}") from error
-    names = [item.name for item in list_items(files, SUFFIXES)]
     if len(names) < 2:
         kinds = ", ".join(SUFFIXES)
         raise UserError(f"evaluation.images: {path} holds {len(names)} images; it takes two or more, ending in {kinds}")
