@@ -28,7 +28,7 @@ OURS_AND_THEIRS = {
 def test_numbers_are_those_of_flax(name, shape):
     ours, theirs = (init(jax.random.key(0), shape) for init in OURS_AND_THEIRS[name])
     assert ours.dtype == jnp.float32
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    np.testing.assert_array_equal(ours, theirs)  # bit for bit: a classifier trained on demand comes out the same
 
 
 @pytest.mark.parametrize(("name", "large"), [("uvit", initializers.LARGE), ("uvit", 50), ("mlp", initializers.LARGE)])

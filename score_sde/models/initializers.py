@@ -27,7 +27,7 @@ DISTRIBUTIONS: dict[str, Callable[..., Array]] = {
     "normal": jax.random.normal,
     "truncated_normal": functools.partial(jax.random.truncated_normal, lower=-2, upper=2),
 }
-DEVIATIONS = {"uniform": 1 / math.sqrt(3), "normal": 1, "truncated_normal": 0.87962566103423978}
+TRUNCATED = 0.87962566103423978  # deviation of the normal that is cut off at two of its own
 
 Shape = tuple[int, ...]
 # What layers pass from `rngs.params()` on to an initialiser: a key, or a function of what is drawn from it.
@@ -55,16 +55,19 @@ def variance_scaling(
     cut off at two deviations of the normal that it is taken from.
     """
 
-    def factor(shape: Shape) -> float:
+    def factor(shape: Shape) -> np.float32:
         window = math.prod(shape[:-2])
         fan_in, fan_out = window * shape[-2], window * shape[-1]
         fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[mode]
-        return math.sqrt(scale / fan) / DEVIATIONS[distribution]
+        variance = np.float32(scale / fan)  # and all else in float32, as flax has it: to the last bit
+        if distribution == "uniform":
+            return np.sqrt(np.float32(3) * variance)
+        return np.sqrt(variance) / np.float32(TRUNCATED if distribution == "truncated_normal" else 1)
 
     return _drawn(distribution, factor)
 
 
-def _drawn(distribution: Distribution, factor: Callable[[Shape], float]) -> nnx.Initializer:
+def _drawn(distribution: Distribution, factor: Callable[[Shape], float | np.float32]) -> nnx.Initializer:
     """The initialiser that makes `factor(shape)` times numbers of a distribution."""
 
     def init(source: Source, shape: Shape, *_: Any, **__: Any) -> Float[Array, "*shape"]:
