@@ -98,7 +98,7 @@ class Draws:
 
         def draw(distribution: Distribution, shape: Shape) -> Array:
             self._wanted[number] = distribution, shape
-            return jnp.zeros(shape)
+            return jnp.zeros(shape, jnp.float32)
 
         return draw
 
