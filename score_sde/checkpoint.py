@@ -19,7 +19,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,14 @@ class Restored(Generic[S]):
 
     state: S
     data: Any
+
+
+class Averaged(NamedTuple):
+    """The averaged parameters of a checkpoint. checksum: as it was saved with them."""
+
+    step: int
+    params: Params
+    checksum: int
 
 
 class Checkpoints:
@@ -130,16 +138,17 @@ class Checkpoints:
             return Restored(dataclasses.replace(target, **train, ema=average), rest["data"])  # type: ignore[type-var]
         return None
 
-    def restore_ema(self, target: Params) -> tuple[int, Params]:
-        """(step, averaged parameters) of the newest sound checkpoint. Raises UserError where there is none."""
-        for step, (average, _) in self._sound({"ema": target}, []):
-            return step, average
+    def restore_ema(self, target: Params) -> Averaged:
+        """Of the newest sound checkpoint. Raises UserError where there is none."""
+        for step, (average, rest) in self._sound({"ema": target}, []):
+            return Averaged(step, average, rest["checksum"]["ema"])
         raise UserError(f"no checkpoint in {self._directory}; run with --mode=train first")
 
-    def restore_ema_at(self, step: int, target: Params) -> Params:
-        """The averaged parameters of one step. Raises UserError where they are damaged."""
+    def restore_ema_at(self, step: int, target: Params) -> Averaged:
+        """Of one step. Raises UserError where it is damaged."""
         try:
-            return self._load(step, {"ema": target})[0]
+            average, rest = self._load(step, {"ema": target})
+            return Averaged(step, average, rest["checksum"]["ema"])
         except Damaged as error:
             raise UserError(
                 f"{self._directory / str(step)} is damaged ({error}); move it away to do without"

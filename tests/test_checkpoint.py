@@ -127,7 +127,7 @@ def test_reading_changes_nothing(directory):
 
 def test_average_alone_is_the_states(directory):
     checkpoints = directory.open(read_only=True)
-    step, average = checkpoints.restore_ema(target_of(make_state(0)).ema)
+    step, average, _ = checkpoints.restore_ema(target_of(make_state(0)).ema)
     checkpoints.close()
     assert step == 3
     assert content(average) == content(make_state(3).ema)
@@ -276,7 +276,7 @@ def test_several_damaged(directory):
     assert is_step(directory.restore(), 1)
     assert len(directory.warnings) == 2
     checkpoints = directory.open(read_only=True)
-    step, average = checkpoints.restore_ema(target_of(make_state(0)).ema)
+    step, average, _ = checkpoints.restore_ema(target_of(make_state(0)).ema)
     checkpoints.close()
     assert step == 1
     assert content(average) == content(make_state(1).ema)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from score_sde.data.decoding import DamagedImage, decode_image, to_square
+from score_sde.data.decoding import DamagedImage, decode_image, stored_size, to_square
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(256, size=(5, 7), dtype=np.uint8)
@@ -188,3 +188,13 @@ class TestSquare:
     def test_a_constant_stays(self, resampling):
         for size in (3, 8, 20):
             assert (to_square(np.full((9, 9, 3), 77, np.uint8), size, resampling) == 77).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+def test_the_size_needs_no_pixels(kind):
+    content = saved(Image.fromarray(COLOUR), kind)
+    assert stored_size(content) == (5, 7)
+    if kind == "PNG":  # cut short in its pixels
+        assert stored_size(content[:60]) == (5, 7)
+    with pytest.raises(DamagedImage, match=r"it is no PNG, JPEG, WEBP, BMP or GIF image"):
+        stored_size(b"text")

@@ -14,6 +14,7 @@ from score_sde.data import SOURCES, whole
 from score_sde.errors import UserError
 from score_sde.experiment import batches, evaluate
 from score_sde.experiment.evaluating import folder, real
+from score_sde.experiment.evaluating.figures import Reference
 from score_sde.experiment.pictures import write_png
 from score_sde.writers import read_arrays
 from tests import program
@@ -279,6 +280,17 @@ def test_what_the_reference_cannot_give_is_said_before_images_are_looked_at(tmp_
     ]
     assert program.main(program.flags(tmp_path / "w", "evaluate", *SMALL, *flags)) == 2
     assert "more than half of the reference's pairs of samples are equal" in capsys.readouterr().err
+
+
+def test_images_of_another_size_are_told_before_anything_is_looked_at(tmp_path, monkeypatch, capsys):
+    place = tmp_path / "pictures"
+    place.mkdir()
+    for number in range(5):
+        write_png(place / f"{number}.png", np.full((8, 9 if number == 3 else 8, 1), number, np.uint8))
+    monkeypatch.setattr(Reference, "prepare", None)
+    flags = [f"--config.evaluation.images={place}", "--config.evaluation.metrics=frechet"]
+    assert program.main(program.flags(tmp_path / "w", "evaluate", *SMALL, *flags)) == 2
+    assert "3.png has 9x8 pixels, 0.png has 8x8; they must be of one size" in capsys.readouterr().err
 
 
 def test_noise_is_looked_at_once_and_no_more_than_is_needed(run, tmp_path):

@@ -1,10 +1,12 @@
 """The modes: what they leave in the workdir, that samples depend on nothing but their index, and interruption."""
 
+import dataclasses
 import html.parser
 import json
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -116,6 +118,25 @@ def test_evaluation_restores_the_checkpoint_once(workdir, monkeypatch):
     for count in (1, 2):
         assert program.main(program.flags(workdir, "evaluate", *program.FINISHED)) == 0
         assert len(restored) == count
+
+
+def test_a_model_trained_again_is_another(workdir, capsys):
+    """Of the same config and step: nothing that was found of the old parameters is taken for theirs."""
+    flags = [program.flags(workdir, mode, *program.FINISHED) for mode in ("sample", "likelihood", "evaluate")]
+    experiment = program.experiment(workdir, *program.FINISHED)
+    checkpoints = experiment.open_checkpoints(read_only=False)
+    state = checkpoints.restore(experiment.abstract_state()).state
+    checkpoints.clear()
+    old = jax.tree.leaves(state.ema)[0]
+    checkpoints.save(dataclasses.replace(state, ema=jax.tree.map(lambda leaf: 0.9 * leaf, state.ema)), {})
+    checkpoints.close()
+    assert not np.array_equal(jax.tree.leaves(experiment.restore()[2])[0], old)
+    for arguments in flags:
+        for done in (False, True):
+            capsys.readouterr()
+            assert program.main(arguments) == 0
+            out = capsys.readouterr().out
+            assert bool(re.search(r"ddim is done|likelihood: done|step 8 is done", out)) == done
 
 
 class TestRunBatches:

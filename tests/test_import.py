@@ -159,7 +159,7 @@ def test_a_classifier_is_where_its_own_training_would_be(file, tmp_path):
     settings = CLASSIFIERS["adm"](**{**SMALL, **ENCODER, "classes": 10})
     params = convert_classifier(settings, Tensors(of_ten_classes()))
     shapes = jax.eval_shape(Classifier(settings, (8, 8, 1)).init, jax.random.key(0))
-    step, (average,) = checkpoints.restore_ema((shapes,))
+    step, (average,), _ = checkpoints.restore_ema((shapes,))
     checkpoints.close()
     assert step == 0
     jax.tree.map(np.testing.assert_array_equal, average, params)

@@ -205,7 +205,7 @@ def test_an_interrupted_run_keeps_the_same_snapshots(trained, tmp_path):
     target, found = experiment.abstract_state().ema, []
     for folder in (tmp_path, trained):
         snapshots = experiment.open_averages(folder / "ema_snapshots", read_only=True)
-        found.append(vector(snapshots.restore_ema_at(14, target)))
+        found.append(vector(snapshots.restore_ema_at(14, target).params))
         snapshots.close()
     np.testing.assert_array_equal(*found)
 

@@ -14,9 +14,11 @@ Refused: what is damaged or cut short, what claims more than Pillow's limit of 1
 these (32-bit integers, floats).
 """
 
+import contextlib
 import io
 import struct
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16
@@ -42,8 +44,22 @@ class DamagedImage(Exception):
 
 def decode_image(content: bytes, channels: int) -> Pixels:
     """The pixels of a file, with 1 channel or 3. Raises DamagedImage."""
-    try:
+    with _reasons():
         pixels, orientation = _decoded(content)
+    return as_channels(_turned(pixels, orientation), channels)
+
+
+def stored_size(content: bytes) -> tuple[int, int]:
+    """(height, width) by a file's first bytes alone, before EXIF's orientation is applied. Raises DamagedImage."""
+    with _reasons(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return image.height, image.width
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Raises DamagedImage for what Pillow raises."""
+    try:
+        yield
     except Image.DecompressionBombError as error:
         raise DamagedImage("it claims to have more than 179 million pixels") from error
     except UnidentifiedImageError as error:
@@ -51,7 +67,6 @@ def decode_image(content: bytes, channels: int) -> Pixels:
     # Pillow raises these, and nothing narrower, for files that are damaged.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error) as error:
         raise DamagedImage(f"it is damaged: {' '.join(str(error).split())[:200]}") from error
-    return as_channels(_turned(pixels, orientation), channels)
 
 
 def as_channels(pixels: Pixels, channels: int) -> Pixels:

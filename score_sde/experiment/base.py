@@ -51,7 +51,8 @@ class Experiment:
     """Everything a mode needs. config: the resolved config, plain data; command: what was typed.
 
     home: the workdir, None in a mode that may go without and was given none. classifies: whether what is trained is the
-    classifier, as `train_classifier.own_experiment` gives it."""
+    classifier, as `train_classifier.own_experiment` gives it. weights: the checksum of the averaged parameters that
+    `restore` gave with it."""
 
     config: dict[str, Any]
     command: str
@@ -81,6 +82,7 @@ class Experiment:
     compared: dict[str, Sampler]
     without_grid: frozenset[str]  # of those to compare, whose section chooses no grid
     classifies: bool = False
+    weights: int = 0
 
     @property
     def workdir(self) -> Workdir:
@@ -348,8 +350,8 @@ class Experiment:
         return self.open_averages(self.workdir.checkpoints, read_only=True)
 
     def restore(self, step: int | None = None) -> tuple["Experiment", int, Params]:
-        """(the experiment with its process as learned, step, averaged parameters) of the newest sound checkpoint, or of
-        that of `step`.
+        """(the experiment that knows them, its process as learned; step; averaged parameters) of the newest sound
+        checkpoint, or of that of `step`.
 
         Of what --mode=ema made of the snapshots, where `evaluation.ema_length` asks for it. Raises UserError where
         there is none.
@@ -360,14 +362,11 @@ class Experiment:
             target, place = target[:1], 0
         checkpoints = self.open_used()
         try:
-            if step is None:
-                step, averages = checkpoints.restore_ema(target)
-            else:
-                averages = checkpoints.restore_ema_at(step, target)
+            found = checkpoints.restore_ema(target) if step is None else checkpoints.restore_ema_at(step, target)
         finally:
             checkpoints.close()
-        params = averages[place]
-        return self.learned(params), step, params
+        params = found.params[place]
+        return self.learned(params)._with(weights=found.checksum), found.step, params
 
     def learned(self, params: Params) -> "Experiment":
         """The experiment with a learned process fixed at `params`, so that time grids can be built ahead.
@@ -383,11 +382,20 @@ class Experiment:
                 check_levels(sampling, sde)
         except UserError as error:
             raise UserError(f"config: sampling_sde: {error}") from error
-        return dataclasses.replace(self, sde=sde, sampling_sde=sampling)
+        return self._with(sde=sde, sampling_sde=sampling)
 
-    def fingerprint(self, step: int, *parts: Any) -> str:
-        """Names a piece of work by all that its result depends on: the model at a step, and `parts`."""
-        text = json.dumps([step, fixed(self.config), self.average, [_plain(part) for part in parts]], sort_keys=True)
+    def _with(self, **changes: Any) -> "Experiment":
+        """With these fields, and the records that are open."""
+        changed = dataclasses.replace(self, **changes)
+        for name in {"train_records", "test_records"} & vars(self).keys():
+            vars(changed)[name] = vars(self)[name]
+        return changed
+
+    def fingerprint(self, step: int | None, *parts: Any) -> str:
+        """Names a piece of work by all that its result depends on: the parameters that `restore` gave, their step, and
+        `parts`. Of step None it is the same for all parameters."""
+        model = None if step is None else [step, self.weights]
+        text = json.dumps([model, fixed(self.config), self.average, [_plain(part) for part in parts]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def picture(self, data: np.ndarray, columns: int | None = None) -> Picture:

@@ -202,7 +202,7 @@ def _fingerprint(experiment: Experiment, step: int | None, reference: Reference)
     evaluation, records = experiment.evaluation, (experiment.train_records, experiment.test_records)
     statistics = () if evaluation.reference in real.SPLITS else (Path(evaluation.reference).read_bytes(),)
     parts = {
-        "samples": [sample.record_of(experiment, -1 if step is None else step, name) for name in experiment.samplers],
+        "samples": [sample.record_of(experiment, step, name) for name in experiment.samplers],
         "statistics": [hashlib.sha256(content).hexdigest() for content in statistics],
         "metrics": list(evaluation.metrics),
         "settings": str(experiment.metrics),

@@ -95,7 +95,7 @@ def _combined(experiment: Experiment, coefficients: dict[int, Any], stop: StopRe
     try:
         for step, row in coefficients.items():
             stop.check()
-            averages = snapshots.restore_ema_at(step, target)
+            averages = snapshots.restore_ema_at(step, target).params
             part = _weighted(averages, jnp.asarray(row, jnp.float32))
             total = part if total is None else _add(total, part)
     finally:

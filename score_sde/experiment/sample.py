@@ -65,8 +65,9 @@ def say_if_untrained(experiment: Experiment, mode: str) -> None:
         say(f"{mode}: without labels, which training.label_drop=0 has not trained; {remedy}")
 
 
-def record_of(experiment: Experiment, step: int, name: str) -> dict[str, Any]:
-    """How `samples/NAME.npz` of this experiment at `step` is made; equal records mean equal samples."""
+def record_of(experiment: Experiment, step: int | None, name: str) -> dict[str, Any]:
+    """How `samples/NAME.npz` of this experiment at `step` is made; equal records mean equal samples, but of step None,
+    which says what those of all steps have in common."""
     sampling = experiment.sampling
     settings = experiment.config["samplers"][name]
     return {

@@ -4,14 +4,16 @@ Its images are of one size. Extractors that bring images to a size of their own 
 the others need images of the data's size.
 """
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from score_sde.data.decoding import CHANNELS, SUFFIXES, DamagedImage, decode_image
+from score_sde.data.decoding import CHANNELS, SUFFIXES, DamagedImage, decode_image, stored_size
 from score_sde.data.listing import Files, ending_in, open_files
 from score_sde.errors import UserError
 from score_sde.evaluation.extractors import Extractor
@@ -42,6 +44,7 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         name: settings.build(shape, LEVELS, experiment.mesh) for name, settings in experiment.extractors.items()
     }
     of_data = _of_data(experiment, extractors, shape)
+    key = _fingerprint(files, names, extractors, shape)
     reference = Reference(experiment, of_data, len(names))
     reference.prepare(stop)
 
@@ -50,12 +53,11 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         images = [_decoded(files, name, experiment) for name in chosen]
         for name, image in zip(chosen, images, strict=True):
             if image.shape != shape:
-                sizes = f"{image.shape[1]}x{image.shape[0]} pixels, {names[0]} has {shape[1]}x{shape[0]}"
-                raise UserError(f"evaluation.images: {files.title}: {name} has {sizes}; they must be of one size")
+                raise _other_size(files, name, image.shape, names[0], shape)
         return looked_at(extractors, np.stack(images))
 
     title = _bytes(files.title).decode(errors="backslashreplace")  # it is printed
-    reports, key = experiment.workdir.reports, _fingerprint(files, names, extractors, shape)
+    reports = experiment.workdir.reports
     with alone(reports / f".{NAME}.lock", f"evaluate {title}", stop):
         count = -(-len(names) // real.BATCH)
         parts = run_batches(f"evaluate {title}", reports / f".{NAME}", key, count, compute, stop)
@@ -108,10 +110,16 @@ def _listed(experiment: Experiment) -> tuple[Files, list[str]]:
 
 
 def _fingerprint(files: Files, names: list[str], extractors: dict[str, Extractor], shape: tuple[int, ...]) -> str:
-    """Of all that the images' features depend on, their bytes before all."""
+    """Of all that the images' features depend on, their bytes before all. Raises UserError where one that is not read
+    yet is damaged or of another size as far as its first bytes tell."""
     digest = hashlib.sha256(f"{[each.fingerprint for each in extractors.values()]} {shape}".encode())
     for name in names:
-        digest.update(_bytes(f"{name}\n") + hashlib.sha256(_read(files, name)).digest())
+        content = _read(files, name)
+        with _named(files, name):
+            size = stored_size(content)
+        if sorted(size) != sorted(shape[:2]):
+            raise _other_size(files, name, size, names[0], shape)
+        digest.update(_bytes(f"{name}\n") + hashlib.sha256(content).digest())
     return digest.hexdigest()[:16]
 
 
@@ -131,8 +139,19 @@ def _decoded(files: Files, name: str, experiment: Experiment) -> np.ndarray:
     channels = experiment.source.shape[-1]
     if len(experiment.source.shape) != 3 or channels not in CHANNELS:
         raise UserError(f"evaluation.images is for data that are images, not of shape {experiment.source.shape}")
-    content = _read(files, name)
+    with _named(files, name):
+        return decode_image(_read(files, name), channels)
+
+
+@contextlib.contextmanager
+def _named(files: Files, name: str) -> Iterator[None]:
     try:
-        return decode_image(content, channels)
+        yield
     except DamagedImage as error:
         raise UserError(f"evaluation.images: {files.title}: {name} cannot be read: {error}") from error
+
+
+def _other_size(files: Files, name: str, size: tuple[int, ...], first: str, of_first: tuple[int, ...]) -> UserError:
+    """size, of_first: (height, width, …)."""
+    sizes = f"{size[1]}x{size[0]} pixels, {first} has {of_first[1]}x{of_first[0]}"
+    return UserError(f"evaluation.images: {files.title}: {name} has {sizes}; they must be of one size")
