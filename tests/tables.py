@@ -1,6 +1,8 @@
 """The processes that the batteries run over, the times at which they look, and the coefficients there (cached)."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,7 @@ plain_process = over(PLAIN)
 COEFFICIENTS = ("alpha", "sigma", "drift_coefficient", "diffusion_coefficient", "sigma_bar")
 METHODS = (*COEFFICIENTS, "log_snr", "alpha_derivative", "sigma_derivative")
 COUNT = 401
+BLOCK = 1024  # how many times a program takes at once, however many are asked for
 LAST = 1e-6  # how near to T, in its units, the times come
 
 
@@ -57,11 +60,24 @@ def compute(sde: SDE, t: np.ndarray, dtype: str, names=METHODS) -> dict[str, np.
 
     Each is a program of its own: one of all of them takes the compiler longer for processes that are made of others.
     """
+    return {name: _run(sde, name, dtype, t)[0] for name in names}
+
+
+_programs: dict[tuple[int, str], tuple[SDE, Callable[..., Any]]] = {}  # with the process, so that its id stays its own
+
+
+def _run(sde: SDE, name: str, dtype: str, *inputs: np.ndarray) -> list[np.ndarray]:
+    """What the process's function `name` gives, in parts of `BLOCK` inputs: compiled once, whatever is asked of it."""
+    _, program = _programs.setdefault((id(sde), name), (sde, jax.jit(getattr(sde, name))))
+    shape, flat = np.shape(inputs[0]), [np.ravel(each).astype(dtype) for each in inputs]
+    count, found = len(flat[0]), []
+    padded = [np.pad(each, (0, -count % BLOCK), mode="edge") for each in flat]
     with jax.enable_x64(dtype == "float64"):
-        time = jnp.asarray(t, dtype)
-        values = {name: jax.jit(getattr(sde, name))(time) for name in names}
-        assert all(value.dtype == dtype for value in values.values())
-        return {name: np.asarray(value, np.float64) for name, value in values.items()}
+        for start in range(0, count, BLOCK):
+            values = jax.tree.leaves(program(*(jnp.asarray(each[start : start + BLOCK]) for each in padded)))
+            assert all(value.dtype == dtype for value in values)
+            found.append([np.asarray(value, np.float64) for value in values])
+    return [np.concatenate(parts)[:count].reshape(shape) for parts in zip(*found, strict=True)]
 
 
 @functools.cache
@@ -72,10 +88,8 @@ def table(sde: SDE, dtype: str) -> dict[str, np.ndarray]:
 
 def transitions(sde: SDE, s: np.ndarray, t: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """(a, G) from s to t, computed in `dtype`, as NumPy float64."""
-    with jax.enable_x64(dtype == "float64"):
-        scale, std = jax.jit(sde.transition_coefficients)(jnp.asarray(s, dtype), jnp.asarray(t, dtype))
-        assert scale.dtype == std.dtype == dtype
-        return np.asarray(scale, np.float64), np.asarray(std, np.float64)
+    scale, std = _run(sde, "transition_coefficients", dtype, s, t)
+    return scale, std
 
 
 def even_in_log_snr(sde: SDE, count: int, lowest: float = -14.0) -> np.ndarray:
@@ -83,10 +97,8 @@ def even_in_log_snr(sde: SDE, count: int, lowest: float = -14.0) -> np.ndarray:
 
     Along them every process changes at the same pace, whatever its time; e^{−14} of signal is less than any T keeps.
     """
-    with jax.enable_x64(True):
-        ends = np.asarray(sde.log_snr(jnp.asarray([sde.t_min, sde.T], jnp.float64)))
-        inner = jnp.linspace(ends[0], max(ends[1], lowest), count, dtype=jnp.float64)
-        t = np.array(jax.jit(sde.time_of_log_snr)(inner))
+    ends = compute(sde, np.asarray([sde.t_min, sde.T]), "float64", ["log_snr"])["log_snr"]
+    (t,) = _run(sde, "time_of_log_snr", "float64", np.linspace(ends[0], max(ends[1], lowest), count))
     t[0] = sde.t_min
     if ends[1] >= lowest:
         t[-1] = sde.T
