@@ -193,6 +193,15 @@ def apply(name, variant=(), train=False, shape=0):
     return quick_jit(lambda params, x, c, rng, condition=None: of.apply(params, x, c, condition, train=train, rng=rng))
 
 
+@functools.cache
+def value_and_gradient(name, variant):
+    """Of a loss, told all that the network can be told; one sample without it, so that what is for that learns too."""
+    x, noise = inputs(name)
+    told, of = {**condition(name), "drop": jnp.arange(BATCH) == 1}, network(name, variant)
+    loss = lambda params: jnp.sum(jnp.sin(of.apply(params, x, noise, told, train=False, rng=None)))
+    return quick_jit(jax.value_and_grad(loss))(moved(name, variant))
+
+
 def inputs(name, batch=BATCH, shape=0):
     x = jax.random.normal(jax.random.key(2), (batch, *SMALL[name][1][shape]))
     return x, jax.numpy.linspace(0.1, 3.0, batch)
