@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from score_sde import schema
-from score_sde.data import SOURCES
+from score_sde.data import SOURCES, Source
 from score_sde.denoiser import Parameterisation
 from score_sde.distributed.mesh import MeshSettings, check_batch_size
 from score_sde.errors import UserError, closest
@@ -26,7 +26,7 @@ from score_sde.experiment.base import Experiment
 from score_sde.experiment.settings import Compare, Evaluation, Likelihood, Planning, Sampling
 from score_sde.experiment.workdir import Workdir
 from score_sde.losses import OBJECTIVES, TIMES, WEIGHTINGS, TimeOptions
-from score_sde.models import CLASSIFIERS, NETWORKS, Network
+from score_sde.models import CLASSIFIERS, NETWORKS
 from score_sde.rng import SEEDS
 from score_sde.samplers import SOLVERS, Sampler
 from score_sde.schema import Text
@@ -85,7 +85,8 @@ TABLES: dict[str, Table] = {
 NAMED = ("samplers", "extractors")  # sections of sections
 SECTIONS = ("seed", *NAMED, *SETTINGS, *TABLES)
 PLACED = ("mesh", "data", "model", "sampling_sde")  # sections whose object the experiment has in another form
-BASELINES = ("real", "noise")  # rows of the report beside the samplers'
+# What stands beside the samplers in the figures of a metric, and so cannot be the name of one.
+RESERVED = ("real", "noise", "title", "better", "metric", "extractor", "against", "n")
 
 
 def load_config(argument: str) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def build(
     to_compare = objects["compare"].samplers if objects["compare"] is not None else ()
     compared, _ = _samplers(raw["samplers"], to_compare, problems)
     looking = objects["evaluation"].extractors if objects["evaluation"] is not None else ()
-    extractors, resolved["extractors"] = _extractors(raw["extractors"], looking, problems)
+    extractors, resolved["extractors"] = _extractors(raw["extractors"], looking, objects["data"], problems)
     if problems:
         raise UserError("config: " + "; ".join(dict.fromkeys(problems)))
     for name in SETTINGS:
@@ -152,14 +153,13 @@ def build(
     part = objects["training"].batch_size // objects["training"].accumulate
     check_batch_size(mesh, part, "training.batch_size/training.accumulate")
     sampling_sde = _sampling_sde(objects)
-    network = Network(objects["model"], objects["sde"].state_shape(objects["data"].shape))
     return Experiment(
         config=resolved,
         command=command,
         home=None if workdir is None else Workdir(workdir),
         seed=resolved["seed"],
         source=objects["data"],
-        network=network,
+        architecture=objects["model"],
         samplers=samplers,
         compared=compared,
         extractors=extractors,
@@ -304,8 +304,8 @@ def _samplers(
         if not name.isidentifier():
             problems.append(f"samplers: {name!r} is no name; use letters, digits and _ (it becomes a file's name)")
             continue
-        if name in BASELINES:
-            problems.append(f"samplers: {name!r} is what a baseline is called in the report; use another name")
+        if name in RESERVED:
+            problems.append(f"samplers: {name!r} is what something else is called in the report; use another name")
             continue
         values = dict(sections.get(name, {}))
         solver_name = str(values.pop("solver", name))
@@ -325,7 +325,7 @@ def _samplers(
 
 
 def _extractors(
-    sections: dict[str, dict[str, Any]], chosen: tuple[str, ...], problems: list[str]
+    sections: dict[str, dict[str, Any]], chosen: tuple[str, ...], data: Source | None, problems: list[str]
 ) -> tuple[dict[str, Extractor], dict[str, Any]]:
     """The extractors to use, by name, and their settings as plain data; those set up beside them are only checked."""
     built: dict[str, Extractor] = {}
@@ -334,7 +334,10 @@ def _extractors(
         if name not in EXTRACTORS:
             problems.append(f"extractors: unknown {name!r} ({closest(name, EXTRACTORS)})")
             continue
-        settings = schema.build(EXTRACTORS[name], sections.get(name, {}), f"extractors.{name}", problems)
+        row, given = EXTRACTORS[name], sections.get(name, {})
+        if row.LEARNS_FROM is not None and isinstance(data, row.LEARNS_FROM):
+            given = {key: getattr(data, key) for key in schema.fields_of(row) if hasattr(data, key)} | given
+        settings = schema.build(row, given, f"extractors.{name}", problems)
         if settings is not None and name in chosen:
             built[name], resolved[name] = settings, schema.plain(settings)
     return built, resolved

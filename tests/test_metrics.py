@@ -17,7 +17,7 @@ from score_sde.evaluation import sliced_wasserstein as sliced
 from score_sde.evaluation.features import Features
 from score_sde.evaluation.halves import Halves
 from score_sde.evaluation.inception_score import inception_score
-from score_sde.evaluation.intervals import bootstrap_error, over_parts
+from score_sde.evaluation.intervals import bootstrap_error, over_parts, wilson
 from score_sde.evaluation.metrics import METRICS, Settings, Train, interval, score
 from score_sde.evaluation.moments import Moments
 
@@ -226,6 +226,16 @@ def test_an_interval_over_parts_is_students():
     error = scipy.stats.sem(values)
     ends = scipy.stats.t.interval(0.95, 2, np.mean(values), error)
     assert over_parts(values, 50) == pytest.approx((7 / 3, error, *ends, 50))
+
+
+@pytest.mark.parametrize("count", [0, 1, 17, 40])
+def test_the_interval_of_a_share_is_wilsons(count):
+    share = count / 40
+    found = wilson(share, math.sqrt(share * (1 - share) / 40), 40)
+    ends = scipy.stats.binomtest(count, 40).proportion_ci(method="wilson")
+    assert found == pytest.approx((share, found.error, ends.low, ends.high, 40), abs=1e-12)
+    wider = wilson(share, 2 * found.error, 40)
+    assert (wider.high - wider.low > found.high - found.low) == (0 < count < 40)
 
 
 @pytest.mark.parametrize(("name", "n", "stated"), [("kernel", 1000, 1000), ("frechet", 200, 20)])

@@ -32,7 +32,11 @@ OVERRIDES = {
     "same sampler twice": (["--config.sampling.samplers=pc,pc"], ["each once"]),
     "sampler called as a baseline": (
         ["--config.samplers.real.solver=ddim", "--config.sampling.samplers=real"],
-        ["'real'", "baseline"],
+        ["'real'", "something else"],
+    ),
+    "sampler called as a figure's field": (
+        ["--config.samplers.metric.solver=ddim", "--config.sampling.samplers=metric"],
+        ["'metric'", "something else"],
     ),
     "sampler that is no file name": (
         ["--config.samplers.a/b.solver=ddim", "--config.sampling.samplers=a/b"],

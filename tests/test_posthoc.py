@@ -192,6 +192,19 @@ def test_what_is_kept_comes_back_and_may_end_earlier(workdir, tmp_path):
         np.testing.assert_allclose(reconstructed(workdir, 0.1), vector(whole.ema[1]), rtol=1e-6, atol=1e-7)
 
 
+def test_a_training_anew_keeps_nothing_of_an_earlier_one(workdir, capsys):
+    """Its checkpoints were removed: its snapshots would be combined with the new ones, and its average be there."""
+    ema = (workdir, "ema", *TRACKED, duration(4), "--ema.length=0.1")
+    assert run(*ema, "--ema.step=4") == 0
+    shutil.rmtree(workdir / "checkpoints")
+    assert run(workdir, "train", *TRACKED, duration(4)) == 0
+    assert "there is no checkpoint, so ema_snapshots, ema of an earlier model went to" in capsys.readouterr().out
+    assert {path.name for path in (workdir / "ema_snapshots").iterdir()} == {"2", "4"}
+    assert run(*ema) == 0
+    assert "already" not in capsys.readouterr().out
+    assert (workdir / "earlier_1" / "ema_snapshots" / str(STEPS)).is_dir()
+
+
 def test_an_interrupted_run_keeps_the_same_snapshots(trained, tmp_path):
     """And the same averages, bit for bit."""
     assert run(tmp_path, "train", *TRACKED, duration(STEPS)) == 0

@@ -8,7 +8,10 @@ elsewhere than the figure (`docs/evaluation.md` has how far).
 `over_parts` is of the values of disjoint parts of both sets, which are independent. It is right for every metric, but
 the figure is that of samples of the parts' size: a metric that depends on n is to be compared at that n.
 
-Source: Efron & Tibshirani, "An introduction to the bootstrap", 1993.
+`wilson` is of shares, of which `normal` leaves [0, 1] near its ends and has no width at all at 0 and 1.
+
+Source: Efron & Tibshirani, "An introduction to the bootstrap", 1993; Wilson, "Probable inference, the law of
+succession, and statistical inference", 1927.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,6 +45,19 @@ def bootstrap_error(statistic: Callable[..., float], *samples: Shaped[np.ndarray
 def normal(value: float, error: float, n: int) -> Interval:
     """value ± 1.96 standard errors."""
     return _interval(value, error, float(stats.norm.ppf(0.5 + LEVEL / 2)), n)
+
+
+def wilson(share: float, error: float, n: int) -> Interval:
+    r"""Of a share among n samples: all p that the share is within 1.96 √(p (1 − p)/m) of.
+
+    m is the number of independent samples that has this standard error, share (1 − share)/error², at most n, and n
+    where the error is 0.
+    """
+    m = min(n, share * (1 - share) / error**2) if error else n
+    z = float(stats.norm.ppf(0.5 + LEVEL / 2))
+    centre = (share + z**2 / (2 * m)) / (1 + z**2 / m)
+    reach = z / (1 + z**2 / m) * (share * (1 - share) / m + (z / (2 * m)) ** 2) ** 0.5
+    return Interval(share, error, max(0.0, centre - reach), min(1.0, centre + reach), n)
 
 
 def over_parts(values: Sequence[float], n: int) -> Interval:

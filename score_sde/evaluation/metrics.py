@@ -8,7 +8,7 @@ What real data score at the same n is in `halves`.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -19,7 +19,7 @@ from score_sde.evaluation.distances import Rows
 from score_sde.evaluation.features import Features
 from score_sde.evaluation.frechet import between_gaussians, frechet_distance
 from score_sde.evaluation.inception_score import inception_score
-from score_sde.evaluation.intervals import Interval, normal, over_parts
+from score_sde.evaluation.intervals import Interval, normal, over_parts, wilson
 from score_sde.evaluation.kernel import kernel_distance, over_subsets
 from score_sde.evaluation.memorisation import memorisation
 from score_sde.evaluation.mmd import LEAST as MMD_LEAST
@@ -72,7 +72,8 @@ class Metric(NamedTuple):
     """title: for tables. better: "lower" or "higher". score(generated, reference, settings, train), train being None
     where the metric does not need it. least: samples that each set must have. needs_…: the extractor's probabilities,
     the training data, and their labels. of_gaussians: the same from stored means and covariances, where these suffice.
-    ranks: whether of two models the one with the better value is better by it, whatever else it does.
+    ranks: whether of two models the one with the better value is better by it, whatever else it does. share: whether
+    the value is one of the samples. against: what it compares with: "reference", "train" or "", nothing.
     """
 
     title: str
@@ -84,6 +85,8 @@ class Metric(NamedTuple):
     needs_labels: bool = False
     of_gaussians: Callable[[Gaussian, Gaussian], float] | None = None
     ranks: bool = True
+    share: bool = False
+    against: Literal["reference", "train", ""] = "reference"
 
 
 def _rows(score: Callable[[Rows, Rows], Value]) -> Callable[[Features, Features, Settings, Train], Value]:
@@ -121,7 +124,7 @@ METRICS: dict[str, Metric] = {
     ),
     "kernel": Metric("kernel distance", "lower", _rows(kernel_distance), MMD_LEAST),
     "kernel_subsets": Metric("kernel distance over subsets", "lower", _kernel_subsets, MMD_LEAST),
-    "inception_score": Metric("Inception score", "higher", _inception_score, needs_probabilities=True),
+    "inception_score": Metric("Inception score", "higher", _inception_score, needs_probabilities=True, against=""),
     "precision": Metric("precision", "higher", _balls("precision"), precision_recall.LEAST),
     "recall": Metric("recall", "higher", _balls("recall"), precision_recall.LEAST),
     "density": Metric("density", "higher", _balls("density"), precision_recall.LEAST),
@@ -131,9 +134,18 @@ METRICS: dict[str, Metric] = {
     ),
     "mmd": Metric("MMD², Gaussian kernels", "lower", _rows(mmd), MMD_LEAST),
     "memorisation": Metric(
-        *("nearer to training data than 5 % of test data", "lower", _memorisation), needs_train=True, ranks=False
+        *("nearer to training data than 5 % of test data", "lower", _memorisation),
+        needs_train=True,
+        ranks=False,
+        share=True,
     ),
-    "recognition": Metric("recognised as one class", "higher", _recognition, needs_train=True, needs_labels=True),
+    "recognition": Metric(
+        *("recognised as one class", "higher", _recognition),
+        needs_train=True,
+        needs_labels=True,
+        share=True,
+        against="train",
+    ),
 }
 
 
@@ -186,7 +198,7 @@ def interval(
     both sets, None where these would have fewer samples than the metric needs."""
     n = len(generated.features)
     if value.error is not None:
-        return normal(value.value, value.error, n)
+        return (wilson if METRICS[name].share else normal)(value.value, value.error, n)
     size, draw = min(n, len(reference.features)) // PARTS, np.random.default_rng(settings.seed)
     if size < METRICS[name].least:
         return None

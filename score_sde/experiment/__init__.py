@@ -30,7 +30,8 @@ class Mode(NamedTuple):
     """run: the mode. check: of its settings. needs_checkpoint: whether a trained model must be there already.
 
     options: a dataclass of what is no setting of the experiment, given as --MODE.KEY=VALUE; run and check take one
-    last. needs_workdir: whether it writes, and so must be told where.
+    last. needs_workdir: whether it writes, and so must be told where. needs_model: whether it uses the network and its
+    process, which otherwise need not fit the data.
     """
 
     run: Callable[..., None]
@@ -38,6 +39,7 @@ class Mode(NamedTuple):
     needs_checkpoint: Callable[[Experiment], bool] = lambda _: True
     options: type | None = None
     needs_workdir: bool = True
+    needs_model: Callable[[Experiment], bool] = lambda _: True
 
 
 # Modes of the program itself, without a config and a workdir.
@@ -47,8 +49,10 @@ MODES: dict[str, Mode] = {
     "train": Mode(train.run, train.check, lambda _: False),
     "train_classifier": Mode(train_classifier.run, train_classifier.check, lambda _: False),
     "sample": Mode(sample.run),
-    "evaluate": Mode(evaluate.run, evaluate.check, evaluate.needs_checkpoint),
-    "statistics": Mode(statistics.run, statistics.check, lambda _: False, needs_workdir=False),
+    "evaluate": Mode(evaluate.run, evaluate.check, evaluate.needs_checkpoint, needs_model=evaluate.needs_model),
+    "statistics": Mode(
+        statistics.run, statistics.check, lambda _: False, needs_workdir=False, needs_model=lambda _: False
+    ),
     "likelihood": Mode(likelihood.run, likelihood.check),
     "compare": Mode(compare.run, compare.check, compare.needs_checkpoint),
     "import": Mode(importing.run, importing.check, lambda _: False, importing.Import),
@@ -68,9 +72,12 @@ def run(name: str, experiment: Experiment, stop: StopRequest, options: Any = Non
     own = () if mode.options is None else (options,)
     with together():
         mode.check(experiment, *own)
-        if experiment.home is None or not _check_workdir(experiment, mode.needs_checkpoint(experiment)):
-            jax.eval_shape(experiment.init_state)  # what the network refuses, before the workdir is made
-        experiment.check()  # last, since it computes a few numbers on the device
+        if mode.needs_model(experiment):
+            if experiment.home is None or not _check_workdir(experiment, mode.needs_checkpoint(experiment)):
+                jax.eval_shape(experiment.init_state)  # what the network refuses, before the workdir is made
+            experiment.check()  # last, since it computes a few numbers on the device
+        elif experiment.home is not None:
+            experiment.workdir.check(experiment.config, needs_checkpoint=False)
     if experiment.home is not None:
         experiment.workdir.create(experiment.config)
     mode.run(experiment, stop, *own)

@@ -30,6 +30,7 @@ from score_sde.experiment.settings import Compare, Evaluation, Likelihood, Plann
 from score_sde.experiment.workdir import Workdir, fixed
 from score_sde.losses import Bound, Denoising, Objective, Sliced, Times, Weighting
 from score_sde.models import Classifier, Network
+from score_sde.models.functional import Settings as Architecture
 from score_sde.samplers import Sampler
 from score_sde.sde import SDE, Process, check_kind
 from score_sde.training.classifier import ClassifierPlan
@@ -61,7 +62,7 @@ class Experiment:
     mesh: Mesh
     source: Source
     sde: Process
-    network: Network
+    architecture: Architecture
     parameterisation: Parameterisation
     objective: Objective
     weighting: Weighting
@@ -89,6 +90,11 @@ class Experiment:
         """Where everything of this run is kept."""
         assert self.home is not None
         return self.home
+
+    @functools.cached_property
+    def network(self) -> Network:
+        """For the data and the process. Raises UserError where the architecture is not for these."""
+        return Network(self.architecture, self.sde.state_shape(self.source.shape))
 
     @property
     def levels(self) -> Levels:

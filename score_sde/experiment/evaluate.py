@@ -55,6 +55,11 @@ def needs_checkpoint(experiment: Experiment) -> bool:
     return not experiment.evaluation.images and experiment.evaluation.checkpoints != "follow"
 
 
+def needs_model(experiment: Experiment) -> bool:
+    """Not for images."""
+    return not experiment.evaluation.images
+
+
 def run(experiment: Experiment, stop: StopRequest) -> None:
     """Samples and scores what is not scored yet."""
     if experiment.evaluation.images:

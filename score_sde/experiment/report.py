@@ -62,7 +62,7 @@ def table(summary: dict[str, Any], seconds: dict[str, float]) -> str:
     rows = [["", *(column["title"] for column in columns)]]
     for name, metric in metrics.items():
         title = f"{metric['title']}, {metric['better']} is better"
-        rows.append([title, *(_figure(column["scores"][name]) for column in columns)])
+        rows.append([title, *(_figure(column["scores"][name], or_all=True) for column in columns)])
     samplers = [column for column in columns if column["name"] in seconds]
     rows.append(["NFE", *(f"{column['evaluations']:.0f}" for column in samplers)])
     rows.append(["seconds", *(f"{seconds[column['name']]:.1f}" for column in samplers)])
@@ -84,7 +84,8 @@ def against(metric: dict[str, Any]) -> str:
     """What a metric was taken of."""
     if metric["n"] is None:
         return f"{metric['extractor']}; against statistics without samples"
-    return f"{metric['extractor']}; n = {metric['n']}"
+    compared = f", against {metric['against']}" if metric["against"] else ""
+    return f"{metric['extractor']}; n = {metric['n']}{compared}"
 
 
 def _summary(experiment: Experiment, step: int, evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def _summary(experiment: Experiment, step: int, evaluation: dict[str, Any]) -> d
     rows.append({"name": "real", "title": "real data", "scores": scores("real")})
     rows.append({"name": "noise", "title": "pure noise", "scores": scores("noise")})
     bits = likelihood.read(experiment, step)
-    told = ("title", "better", "extractor", "n")
+    told = ("title", "better", "extractor", "against", "n")
     return {
         "step": step,
         "source": experiment.config["data"]["source"],
@@ -118,9 +119,10 @@ def _summary(experiment: Experiment, step: int, evaluation: dict[str, Any]) -> d
     }
 
 
-def _figure(value: dict[str, float | None]) -> str:
+def _figure(value: dict[str, Any], *, or_all: bool = False) -> str:
+    """Of n samples, or where there is none, and `or_all`, of all."""
     if value["value"] is None:
-        return "–"
+        return f"all: {value['whole']['value']:.3f}" if or_all and "whole" in value else "–"
     text = f"{value['value']:.3f}"
     return text if value["spread"] is None else f"{text} ± {value['spread']:.3f}"
 

@@ -170,6 +170,7 @@ def _initial(experiment: Experiment, task: Task, checkpoints: Checkpoints, batch
         if int(restored.state.step) < experiment.training_steps:
             say(f"train: going on from step {int(restored.state.step)} of {experiment.training_steps}")
         return restored.state
+    experiment.workdir.set_aside()
     # It runs once: on a CPU most of its time would go into optimising it.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
     shardings = experiment.shardings(jax.eval_shape(task.init))

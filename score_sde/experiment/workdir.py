@@ -1,10 +1,11 @@
 """The workdir: `config.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, `samples/`, `reports/`; where
-averages have lengths `ema_snapshots/`, and what --mode=ema makes of them, `ema/`.
+averages have lengths `ema_snapshots/`, and what --mode=ema makes of them, `ema/`; `earlier_N/`, see `set_aside`.
 
 It belongs to one training run. Settings that say how the trained model is used afterwards, how long training
 goes on and what is logged may change between runs; everything else is fixed by the first.
 """
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax
 
 from score_sde.distributed.processes import together
 from score_sde.errors import RunFailed, UserError
-from score_sde.writers import write_json
+from score_sde.writers import say, write_json
 
 # The classifier is trained beside the score network, and its own workdir holds it to its settings.
 CHANGEABLE = (
@@ -98,6 +99,21 @@ class Workdir:
             if not self.config.exists():
                 shared = "it must be on storage that all hosts share"
                 raise UserError(f"--workdir={self.path} as process 0 made it is not here: {shared}")
+
+    def set_aside(self) -> None:
+        """Moves what an earlier model left, whose checkpoints were removed, into `earlier_N`: averages that --mode=ema
+        would combine with the next model's, and evaluations that would stand beside its own. Process 0 does."""
+        with together():
+            made = (self.snapshots, self.path / "ema", self.reports / "evaluation")
+            found = [path for path in made if path.exists()] if jax.process_index() == 0 else []
+            if found:
+                numbered = (self.path / f"earlier_{number}" for number in itertools.count(1))
+                place = next(path for path in numbered if not path.exists())
+                place.mkdir()
+                for path in found:
+                    path.rename(place / path.name)
+                names = ", ".join(path.name for path in found)
+                say(f"train: there is no checkpoint, so {names} of an earlier model went to {place}")
 
     def _check_same(self, config: dict[str, Any]) -> None:
         try:

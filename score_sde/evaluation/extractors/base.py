@@ -26,13 +26,16 @@ REVISION = 1  # to be raised where the same settings and weights give other feat
 
 class Settings(Protocol):
     """A row of `EXTRACTORS`: a frozen dataclass of settings. CLASSES: that its extractor tells apart, 0 for none.
-    DIM: of its features, 0 for as many as an image has values."""
+    DIM: of its features, 0 for as many as an image has values. LEARNS_FROM: the kind of source that it is trained on,
+    None where it is not: settings that both have are the data's where these are of that kind, and they are left out."""
 
     CLASSES: ClassVar[int]
     DIM: ClassVar[int]
+    LEARNS_FROM: ClassVar[type | None]
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raises UserError where it is not for images of `shape`, or has no weights; reads and trains none."""
+        """Raises UserError where it is not for images of `shape`, or lacks its weights or what it learns from; trains
+        none."""
         ...
 
     def build(self, shape: tuple[int, ...], levels: int, mesh: Mesh) -> "Extractor":

@@ -24,6 +24,7 @@ class DigitsCNN:
 
     CLASSES: ClassVar[int] = NETWORK.classes
     DIM: ClassVar[int] = NETWORK.features
+    LEARNS_FROM: ClassVar[type | None] = Digits
 
     def check(self, shape: tuple[int, ...]) -> None:
         """See `base.Settings.check`."""

@@ -31,6 +31,7 @@ class EfficientNetLite0:
 
     CLASSES: ClassVar[int] = efficientnet.CLASSES
     DIM: ClassVar[int] = efficientnet.HEAD
+    LEARNS_FROM: ClassVar[type | None] = None
 
     resampling: str = "bicubic"
     batch_size: int = 64

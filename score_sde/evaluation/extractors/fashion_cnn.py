@@ -9,6 +9,7 @@ from typing import ClassVar
 from jax.sharding import Mesh
 
 from score_sde.data import FashionMNIST
+from score_sde.errors import UserError
 from score_sde.evaluation.extractors.base import Extractor
 from score_sde.evaluation.extractors.trained import Training, check_shape
 from score_sde.models.small_cnn import SmallCNN
@@ -20,19 +21,29 @@ RECIPE = Recipe(epochs=8, shift=0, flip=True)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FashionCNN:
-    """directory: where the four files of Fashion-MNIST are, see `data.fashion_mnist`."""
+    """directory: where the four files of Fashion-MNIST are, see `data.fashion_mnist`; by default where they are taken
+    from as data."""
 
     CLASSES: ClassVar[int] = NETWORK.classes
     DIM: ClassVar[int] = NETWORK.features
+    LEARNS_FROM: ClassVar[type | None] = FashionMNIST
 
     directory: str = FashionMNIST.directory
 
+    @property
+    def _source(self) -> FashionMNIST:
+        return FashionMNIST(directory=self.directory)
+
     def check(self, shape: tuple[int, ...]) -> None:
         """See `base.Settings.check`."""
-        check_shape("fashion_cnn", FashionMNIST(directory=self.directory), shape)
+        check_shape("fashion_cnn", self._source, shape)
+        try:
+            for part in ("train", "test"):
+                self._source.split(part)
+        except UserError as error:
+            raise UserError(f"it learns from extractors.fashion_cnn.directory: {error}") from error
 
     def build(self, shape: tuple[int, ...], levels: int, mesh: Mesh) -> Extractor:
         """See `base.Settings.build`."""
-        source = FashionMNIST(directory=self.directory)
-        training = Training(name="fashion_cnn", source=source, network=NETWORK, recipe=RECIPE)
+        training = Training(name="fashion_cnn", source=self._source, network=NETWORK, recipe=RECIPE)
         return training.extractor(shape, levels, mesh)

@@ -9,6 +9,7 @@ features: 2048, for FID and KID. probabilities: of 1008 classes, from logits wit
 """
 
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 from typing import ClassVar
@@ -22,12 +23,14 @@ from score_sde.evaluation.resize import RESAMPLINGS, as_pixels, check_channels, 
 from score_sde.models import FeatureNetwork
 from score_sde.models.inception import CLASSES, FEATURES, InceptionV3
 from score_sde.pretrained.load import load
+from score_sde.typing import Params
 from score_sde.writers import say
 
 SIDE = 299
 KNOWN = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 ADDRESS = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 CENTRE, SCALE = 128.0, 128.0
+NETWORK = FeatureNetwork(InceptionV3(), (SIDE, SIDE, 3))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class Inception:
 
     CLASSES: ClassVar[int] = CLASSES
     DIM: ClassVar[int] = FEATURES
+    LEARNS_FROM: ClassVar[type | None] = None
 
     file: str = ""
     resampling: str = "bicubic"
@@ -54,15 +58,14 @@ class Inception:
             raise UserError(f"the extractor 'inception' needs extractors.inception.file, its weights: see {ADDRESS}")
         if not Path(self.file).is_file():
             raise UserError(f"extractors.inception.file: there is no file {self.file}")
+        _weights(self.file)
 
     def build(self, shape: tuple[int, ...], levels: int, mesh: Mesh) -> Extractor:
         """See `base.Settings.build`."""
         self.check(shape)
-        path, network = Path(self.file), FeatureNetwork(InceptionV3(), (SIDE, SIDE, 3))
-        params = load(path, network).average
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        params, digest = _weights(self.file)
         if digest != KNOWN:
-            say(f"inception: {path} is of SHA-256 {digest}, not {KNOWN}: its numbers are not called FID")
+            say(f"inception: {self.file} is of SHA-256 {digest}, not {KNOWN}: its numbers are not called FID")
 
         def prepare(images: np.ndarray) -> np.ndarray:
             x = resized(coloured(as_pixels(images, levels)), (SIDE, SIDE), self.resampling)
@@ -80,6 +83,12 @@ class Inception:
             dim=FEATURES,
             classes=CLASSES,
             batch_size=size,
-            compute=OverBatches(network=network, params=params, prepare=prepare, mesh=mesh, batch_size=size),
+            compute=OverBatches(network=NETWORK, params=params, prepare=prepare, mesh=mesh, batch_size=size),
             is_fid=digest == KNOWN,
         )
+
+
+@functools.lru_cache(maxsize=1)
+def _weights(file: str) -> tuple[Params, str]:
+    """The parameters in a file, and its SHA-256. Remembered, since they are checked long before they are used."""
+    return load(Path(file), NETWORK).average, hashlib.sha256(Path(file).read_bytes()).hexdigest()

@@ -17,6 +17,7 @@ class Pixels:
 
     CLASSES: ClassVar[int] = 0
     DIM: ClassVar[int] = 0
+    LEARNS_FROM: ClassVar[type | None] = None
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Any will do."""

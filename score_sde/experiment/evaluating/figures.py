@@ -109,7 +109,7 @@ class Reference:
             "better": row.better,
             "metric": metric,
             "extractor": extractor.description,
-            "against": self._split(metric) or self._experiment.evaluation.reference,
+            "against": self._against(metric),
         }
         own = {sampler: found[name] for sampler, found in samples.items()}
         split = self._split(metric)
@@ -120,17 +120,25 @@ class Reference:
             return told
         reference, halves = self._real[name, split], self._halves(metric, name)
         train = halves.train
+        of_train = None if train is None else len(train.features)
+        records = {"reference": len(reference.features), "train": of_train, "": None}[row.against]
         scores = {sampler: halves.score(metric, found) for sampler, found in own.items()}
         told |= self._baselines[metric, name]
         for sampler, features in own.items():
             value = score(metric, features, reference, settings, train)
             around = interval(metric, value, features, reference, settings, train)
             whole = {"value": value.value, "error": value.error, "n": len(features.features)}
-            whole |= {"records": len(reference.features)}
+            whole |= {"records": records}
             if around is not None:
                 whole |= {"low": around.low, "high": around.high, "interval_n": around.n}
             told[sampler] = scores[sampler]._asdict() | {"whole": whole}
         return told
+
+    def _against(self, metric: str) -> str:
+        """What samples are compared with by this metric, "" for nothing."""
+        if METRICS[metric].against == "reference":
+            return self._split(metric) or self._experiment.evaluation.reference
+        return METRICS[metric].against
 
     def _train(self, name: str) -> Train:
         if name not in self._trained:
@@ -143,11 +151,14 @@ class Reference:
 def line(row: dict[str, Any], name: str) -> str:
     """A metric's figures of the samples `name`, beside the floor, with all that they depend on, as text."""
     whole, floor = row[name]["whole"], row["real"]["value"]
-    error = "" if whole["error"] is None else f" ± {whole['error']:.2g}"
+    error = f" ± {whole['error']:.2g}" if whole["error"] else ""
+    if whole["error"] == 0:  # of a share of 0 or 1
+        error = f" in [{whole['low']:.2g}, {whole['high']:.2g}]"
     value = row[name]["value"]
     own = "" if value is None else f": {value:.4g}"
     beside = "" if floor is None else f"; at n = {row['n']}{own}, real data {floor:.4g}"
-    of = f"{whole['n']} against {whole['records'] or 'the statistics'} of {row['against']}"
+    compared = f" against {whole['records'] or 'the statistics'} of {row['against']}" if row["against"] else ""
+    of = f"{whole['n']} samples{compared}"
     return f"{row['title']} {whole['value']:.4g}{error}, {of} ({row['better']} is better{beside}) {row['extractor']}"
 
 

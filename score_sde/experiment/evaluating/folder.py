@@ -44,12 +44,14 @@ def run(experiment: Experiment, stop: StopRequest) -> None:
         name: settings.build(shape, LEVELS, experiment.mesh) for name, settings in experiment.extractors.items()
     }
     of_data = _of_data(experiment, extractors, shape)
-    key = _fingerprint(files, names, extractors, shape)
+    seed = experiment.metrics.seed
+    shuffled = np.random.default_rng(seed).permutation(np.array(names, object)).tolist()  # parts are scored, too
+    key = _fingerprint(files, names, extractors, shape, seed)
     reference = Reference(experiment, of_data, len(names))
     reference.prepare(stop)
 
     def compute(number: int) -> Arrays:
-        chosen = names[number * real.BATCH : (number + 1) * real.BATCH]
+        chosen = shuffled[number * real.BATCH : (number + 1) * real.BATCH]
         images = [_decoded(files, name, experiment) for name in chosen]
         for name, image in zip(chosen, images, strict=True):
             if image.shape != shape:
@@ -109,10 +111,12 @@ def _listed(experiment: Experiment) -> tuple[Files, list[str]]:
     return files, names
 
 
-def _fingerprint(files: Files, names: list[str], extractors: dict[str, Extractor], shape: tuple[int, ...]) -> str:
+def _fingerprint(
+    files: Files, names: list[str], extractors: dict[str, Extractor], shape: tuple[int, ...], seed: int
+) -> str:
     """Of all that the images' features depend on, their bytes before all. Raises UserError where one that is not read
     yet is damaged or of another size as far as its first bytes tell."""
-    digest = hashlib.sha256(f"{[each.fingerprint for each in extractors.values()]} {shape}".encode())
+    digest = hashlib.sha256(f"{[each.fingerprint for each in extractors.values()]} {shape} {seed}".encode())
     for name in names:
         content = _read(files, name)
         with _named(files, name):

@@ -22,8 +22,11 @@ PAIRS = 16  # samples with their neighbours, in rows of COLUMNS
 
 def galleries(experiment: Experiment, folder: Path, every: dict[str, Sampled], reference: Reference) -> None:
     """NAME.png of each sampler and real.png; NAME_nearest.png, whose every second row holds the nearest training images
-    of the row above it, in the first extractor's features where those of the training data are at hand."""
+    of the row above it, in the first extractor's features where those of the training data are at hand. In the place of
+    those of an earlier evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("*.png"):
+        earlier.unlink()
     shown = experiment.shown(SHOWN)
     write_png(folder / "real.png", experiment.picture(whole(experiment.test_records, "image", shown), COLUMNS))
     train = reference.training()
@@ -32,13 +35,14 @@ def galleries(experiment: Experiment, folder: Path, every: dict[str, Sampled], r
         if train is None or len(experiment.source.shape) != 3 or found.failed:
             continue
         extractor = next(iter(reference.extractors))
-        _, index = nearest(found.features[extractor].features[:PAIRS], train.features, 1)
+        columns = min(COLUMNS, len(found.first))
+        count = min(PAIRS, len(found.first)) // columns * columns
+        _, index = nearest(found.features[extractor].features[:count], train.features, 1)
         near = experiment.train_records.gather(index[:, 0], ("image",))["image"]
         rows = []
-        for start in range(0, len(near), COLUMNS):
-            rows += [found.first[start : min(start + COLUMNS, len(near))], near[start : start + COLUMNS]]
-        if all(len(row) == COLUMNS for row in rows):
-            write_png(folder / f"{name}_nearest.png", experiment.picture(np.concatenate(rows), COLUMNS))
+        for start in range(0, count, columns):
+            rows += [each[start : start + columns] for each in (found.first, near)]
+        write_png(folder / f"{name}_nearest.png", experiment.picture(np.concatenate(rows), columns))
 
 
 Line = list[tuple[int, float]]  # by step
@@ -63,6 +67,8 @@ def over_training(folder: Path, every: list[dict[str, Any]]) -> None:
     write_json(folder / "best.json", best)
     if rows and len({each["step"] for each in every}) > 1:
         write_atomically(folder / "curve.png", lambda path: _draw(path, rows, sizes, lines))
+    else:
+        (folder / "curve.png").unlink(missing_ok=True)  # of other settings
 
 
 def _by_step(every: list[dict[str, Any]], key: str) -> tuple[int, dict[str, Line]]:
@@ -96,7 +102,7 @@ def _draw(
         if row["real"]["value"] is not None:
             axes.axhline(row["real"]["value"], color="0.4", linestyle=":", label="real data")
         axes.set_title(textwrap.fill(f"{row['title']}, {row['better']} is better", 50), fontsize=10)
-        of = f"n = {sizes[key]}, against {row['against']}"
+        of = f"n = {sizes[key]}" + (f", against {row['against']}" if row["against"] else "")
         axes.set_xlabel(f"step; {of}\n{textwrap.fill(row['extractor'], 60)}", fontsize=8)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

@@ -21,7 +21,6 @@ from score_sde.experiment.base import Experiment
 from score_sde.experiment.flops import step_flops
 from score_sde.experiment.planning import analysis, facts
 from score_sde.experiment.planning.table import duration, gib
-from score_sde.models import Network
 from score_sde.models.layers import REMATS
 from score_sde.training.interrupt import StopRequest
 from score_sde.writers import Progress
@@ -106,7 +105,7 @@ def _candidates(experiment: Experiment) -> Iterator[Candidate]:
     devices, slices = list(experiment.mesh.devices.flat), experiment.mesh.shape["slice"]
     chip = chip_of(devices[0])
     assert chip is not None
-    settings: Any = experiment.network.settings
+    settings: Any = experiment.architecture
     model = step_flops(experiment)
     for fsdp, tensor in itertools.product(_powers(len(devices) // slices), _tensor(experiment)):
         if len(devices) // slices % (fsdp * tensor):
@@ -121,8 +120,7 @@ def _candidates(experiment: Experiment) -> Iterator[Candidate]:
             overrides: dict[str, Any] = {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
             overrides["training.accumulate"] = parts
             if remat is not None:
-                network = Network(dataclasses.replace(settings, remat=remat), experiment.network.shape)
-                changed = dataclasses.replace(changed, network=network)
+                changed = dataclasses.replace(changed, architecture=dataclasses.replace(settings, remat=remat))
                 overrides["model.remat"] = remat
             if analysis.state_bytes(changed.abstract_state()) <= chip.memory:
                 yield Candidate(
