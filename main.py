@@ -4,8 +4,8 @@
                    [--distributed=auto|on|off]
     python main.py --config=… --workdir=DIR --mode=import --import.file=FILE
 
-Exit status: 0 done; 1 the work failed, e.g. training diverged; 2 bad input, nothing changed; 75 stopped by SIGTERM
-or Ctrl-C, on any host, with everything saved: the same command goes on from there.
+Exit status: 0 done; 1 the work failed, e.g. training diverged or a disk is full; 2 bad input, nothing changed;
+75 stopped by SIGTERM or Ctrl-C, on any host, with everything saved: the same command goes on from there.
 """
 
 import shlex
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from score_sde.command_line import parse
 from score_sde.distributed import environment
-from score_sde.errors import RunFailed, UserError
+from score_sde.errors import RunFailed, UserError, in_one_line
 from score_sde.training.interrupt import EXIT_STATUS, Interrupted, StopRequest
 
 
@@ -25,26 +25,27 @@ def main(arguments: list[str]) -> int:
         from score_sde.distributed import processes
 
         try:
-            flags, overrides, own = parse(arguments, __doc__, experiment.MODES, experiment.ALONE)
-            if flags.mode in experiment.ALONE:
-                experiment.ALONE[flags.mode](stop)
-                return 0
-            processes.start("off" if flags.mode == "plan" else flags.distributed)
-            stop.agree_by(processes.stop_agreement())
-            command = shlex.join(["python", "main.py", *arguments])
-            with processes.together():
-                built = build.build(
-                    build.load_config(flags.config),
-                    overrides,
-                    Path(flags.workdir) if flags.workdir else None,
-                    command,
-                    planned=flags.mode == "plan",
-                )
-                kind = experiment.MODES[flags.mode].options
-                options = None if kind is None else build.options(kind, own, flags.mode)
-            processes.check_alike({"mode": flags.mode, "workdir": flags.workdir, **built.config})
-            stop.check()
-            experiment.run(flags.mode, built, stop, options)
+            with in_one_line():
+                flags, overrides, own = parse(arguments, __doc__, experiment.MODES, experiment.ALONE)
+                if flags.mode in experiment.ALONE:
+                    experiment.ALONE[flags.mode](stop)
+                    return 0
+                processes.start("off" if flags.mode == "plan" else flags.distributed)
+                stop.agree_by(processes.stop_agreement())
+                command = shlex.join(["python", "main.py", *arguments])
+                with processes.together():
+                    built = build.build(
+                        build.load_config(flags.config),
+                        overrides,
+                        Path(flags.workdir) if flags.workdir else None,
+                        command,
+                        planned=flags.mode == "plan",
+                    )
+                    kind = experiment.MODES[flags.mode].options
+                    options = None if kind is None else build.options(kind, own, flags.mode)
+                processes.check_alike({"mode": flags.mode, "workdir": flags.workdir, **built.config})
+                stop.check()
+                experiment.run(flags.mode, built, stop, options)
         except UserError as error:
             print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
             processes.leave_unless_all_do(error, 2)

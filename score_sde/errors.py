@@ -3,7 +3,6 @@
 import difflib
 import errno
 import os
-import shutil
 import tokenize
 import zipfile
 import zlib
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MOST_NAMES = 15
+MOST_OF_A_PATH = 200  # characters of it that are shown
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or what a user may have of it
 # What NumPy raises of an .npz file that is damaged.
 DAMAGED_NPZ: tuple[type[Exception], ...] = (
@@ -28,6 +28,37 @@ class RunFailed(Exception):
     """Work that began and cannot go on, such as a diverged training. Its message is one line; what was done is kept."""
 
 
+# The system's errors that end a run with one line: the storage fails, or a path is not what it must be.
+OF_STORAGE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+OF_A_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+KINDS: dict[int | None, type[Exception]] = {
+    **dict.fromkeys(OF_STORAGE, RunFailed),
+    **dict.fromkeys(OF_A_PATH, UserError),
+}
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """A block, that of a whole program, in which the system's errors of `KINDS` become RunFailed or UserError.
+
+    Any other passes as it is: it is a bug. Of a full disk `room_for` says more, and knows the path where the system
+    does not.
+    """
+    try:
+        yield
+    except OSError as error:
+        kind = KINDS.get(error.errno)
+        if kind is None:
+            raise
+        path = error.filename2 or error.filename  # of a renaming, what the file was to be called
+        raise kind(f"{_shown(path)}: {error.strerror}" if path else error.strerror) from error
+
+
+def _shown(path: object) -> str:
+    text = " ".join(str(path).split())
+    return text if len(text) <= MOST_OF_A_PATH else f"{text[: MOST_OF_A_PATH // 2]}…{text[-MOST_OF_A_PATH // 2 :]}"
+
+
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
     """A block that writes `path`. Raises RunFailed where the disk that it is on is full."""
@@ -37,10 +68,12 @@ def room_for(path: Path) -> Iterator[None]:
         reason = _full(error)
         if not reason:
             raise
-        free = shutil.disk_usage(next(parent for parent in path.absolute().parents if parent.is_dir())).free
+        disk = os.statvfs(next(parent for parent in path.absolute().parents if parent.is_dir()))
+        left = f"{disk.f_bavail * disk.f_frsize / 2**20:.1f} MiB are left there"
+        if disk.f_files and not disk.f_favail:
+            left = "as many files are there as it can hold"
         raise RunFailed(
-            f"{path} cannot be written: {reason} ({free / 2**20:.1f} MiB are left there); make room, and the same "
-            "command goes on from what is saved"
+            f"{path} cannot be written: {reason} ({left}); make room, and the same command goes on from what is saved"
         ) from error
 
 

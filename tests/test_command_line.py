@@ -87,6 +87,31 @@ def test_bad_workdir(tmp_path, refuse):
         assert "--workdir=" in line
 
 
+@pytest.mark.parametrize(
+    ("mode", "setting"),
+    [
+        ("statistics", "evaluation.statistics"),
+        *(("evaluate", f"evaluation.{key}") for key in ("statistics", "images", "reference")),
+        ("evaluate", "extractors.inception.file"),
+        *(("train", f"data.source={name}:") for name in ("folder", "idx", "fashion_mnist", "array_record", "npz")),
+    ],
+)
+def test_a_name_too_long(mode, setting, tmp_path, refuse):
+    flag = f"--config.{setting}{TOO_LONG}" if setting.endswith(":") else f"--config.{setting}={TOO_LONG}"
+    looking = ("--config.evaluation.extractors=inception",) if "inception" in setting else ()
+    line = refuse(program.flags(tmp_path / "new", mode, *program.TINY, *looking, flag), tmp_path)
+    assert "File name too long" in line
+
+
+def test_a_file_where_an_evaluation_keeps_its_work(workdir, capsys):
+    folder = workdir / "reports" / "evaluation"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.write_text("mine")
+    more = ("--config.sampling.num_samples=32",)  # another evaluation than that which is there
+    assert program.main(program.flags(workdir, "evaluate", *program.FINISHED, *more)) == 2
+    assert capsys.readouterr().err == f"error: {folder}: File exists\n"
+
+
 @pytest.mark.parametrize("mode", ["sample", "evaluate", "likelihood"])
 def test_no_checkpoint(mode, tmp_path, refuse):
     new, empty = tmp_path / "new", tmp_path / "empty"

@@ -38,7 +38,7 @@ from score_sde.data.listing import (
 )
 from score_sde.data.tar_files import TarFiles, is_tar
 from score_sde.data.workers import Workers
-from score_sde.errors import Checks, RunFailed, UserError
+from score_sde.errors import Checks, RunFailed, UserError, room_for
 
 AT_A_TIME = 32  # files that a worker is given
 OF_A_SHARD, FEWEST_SHARDS = 8192, 8
@@ -276,7 +276,8 @@ class Preparation:
             fingerprint=fingerprint(shards),
             settings=self._settings,
         )
-        _write_json(self._folder / MANIFEST, self.manifest.plain())
+        with room_for(self._folder / MANIFEST):
+            _write_json(self._folder / MANIFEST, self.manifest.plain())
         for number in range(self._shards):
             _beside(self._path(number)).unlink(missing_ok=True)
         for partial in self._folder.glob(".*.partial"):

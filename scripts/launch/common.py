@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from score_sde.distributed import slices
-from score_sde.errors import Checks, UserError
+from score_sde.errors import Checks, RunFailed, UserError, in_one_line
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MOUNT = "/mnt/shared"  # where a bucket, an NFS export or a volume claim is mounted on every host
@@ -234,8 +234,9 @@ def _call(each: Command) -> int:
 def launch(plan: Callable[[list[str]], tuple[list[Command], bool]], install: dict[str, str]) -> int:
     """Runs what `plan` makes of the command line; the exit status, 2 for bad input."""
     try:
-        commands, dry_run = plan(sys.argv[1:])
-        return run(commands, dry_run=dry_run, install=install)
-    except UserError as error:
+        with in_one_line():
+            commands, dry_run = plan(sys.argv[1:])
+            return run(commands, dry_run=dry_run, install=install)
+    except (UserError, RunFailed) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1

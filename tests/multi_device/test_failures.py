@@ -62,7 +62,7 @@ def test_a_signal_before_the_processes_have_met_stops_all(tmp_path):
     ("broken", "error", "line"),
     [
         (0, "KeyError('only here')", "error: process 0 failed: 'only here'\n"),
-        (1, "RunFailed('its disk is full')", "error: its disk is full\n"),
+        (1, "OSError(28, 'No space left on device', '/a')", "error: /a: No space left on device\n"),
     ],
     ids=["unexpected", "failed work"],
 )
