@@ -59,7 +59,8 @@ def refused(source, *words, name="train"):
         source.split(name)
     text = str(error.value)
     assert "\n" not in text
-    assert text.count("data: ") == text.startswith("data: ")
+    assert text.count("data: ") == 1
+    assert text.startswith("data: ")
     for word in words:
         assert word in text, text
 

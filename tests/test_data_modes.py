@@ -97,6 +97,17 @@ class TestPoints:
         assert words in refuse(arguments, tmp_path, compiles=True)
 
 
+@pytest.mark.parametrize("test", [None, np.zeros((4, 3))], ids=["missing", "of another shape"])
+def test_arrays_for_testing_that_do_not_fit_are_told_before_anything_is_written(test, tmp_path, refuse):
+    np.savez(tmp_path / "train.npz", np.zeros((9, 2)))
+    if test is not None:
+        np.savez(tmp_path / "test.npz", test)
+    source = (f"--config.data.source=npz:{tmp_path / 'train.npz'}", f"--config.data.test={tmp_path / 'test.npz'}")
+    kept = f"--config.evaluation.statistics={tmp_path / 'statistics'}"
+    flags = program.flags(tmp_path / "run", "statistics", *TINY, *source, kept, config=TOYS)
+    assert f"data: {tmp_path / 'test.npz'} " in refuse(flags, tmp_path)
+
+
 class TestSounds:
     @pytest.fixture
     def folder(self, tmp_path):

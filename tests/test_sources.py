@@ -87,6 +87,46 @@ class TestNPZ:
         np.testing.assert_array_equal(whole(source.split("train"), "image"), self.IMAGES)
         np.testing.assert_array_equal(whole(source.split("test"), "image"), self.IMAGES[:2])
 
+    @pytest.mark.parametrize("grey", ["train", "test"])
+    def test_grey_images_may_lack_their_axis_in_either_file(self, grey, tmp_path):
+        images = dict.fromkeys(("train", "test"), self.IMAGES[..., :1])
+        images[grey] = images[grey][..., 0]
+        np.savez(tmp_path / "test.npz", image=images["test"])
+        source = self.source(tmp_path / "a.npz", {"image": images["train"]}, test=str(tmp_path / "test.npz"))
+        for name in images:
+            np.testing.assert_array_equal(whole(source.split(name), "image"), self.IMAGES[..., :1])
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (None, ["test.npz is no readable .npz file"]),
+            (b"text", ["test.npz is no readable .npz file"]),
+            ({"x": IMAGES}, ["test.npz holds x"]),
+            (
+                {"image": IMAGES.transpose(0, 3, 1, 2)},
+                ["uint8 of shape (3, 8, 8)", "a.npz are uint8 of shape (8, 8, 3)"],
+            ),
+            ({"image": IMAGES.reshape(6, 8, 24)}, ["shape (8, 24, 1)"]),
+            ({"image": IMAGES.astype(np.uint16)}, ["uint16 of shape (8, 8, 3)"]),
+        ],
+        ids=["missing", "no zip", "another name", "another layout", "flat", "other levels"],
+    )
+    def test_a_file_for_testing_that_does_not_fit_is_told_when_it_is_built(self, content, words, tmp_path):
+        path = tmp_path / "test.npz"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            np.savez(path, **content)
+        with pytest.raises(UserError) as error:
+            self.source(tmp_path / "a.npz", {"image": self.IMAGES}, test=str(path))
+        assert all(word in str(error.value) for word in words), error.value
+
+    def test_a_file_that_changed_since_is_refused(self, tmp_path):
+        source = self.source(tmp_path / "a.npz", {"image": self.IMAGES})
+        for changed in (self.IMAGES.transpose(0, 3, 1, 2), self.IMAGES.astype(np.int64)):
+            np.savez(tmp_path / "a.npz", image=changed)
+            refused(source, "those of", "are uint8 of shape (8, 8, 3)")
+
     BUILT = {
         "no file": (None, ["set data.source=npz:FILE"]),
         "missing": ("none", ["no readable .npz file"]),
