@@ -229,6 +229,13 @@ class TestArrayRecord:
         write(root, {"manifest.json": manifest})
         assert both(self.source(root)) == self.EXPECTED
         refused(self.source(root, size=16), "holds images of 8 pixels, fewer than 16")
+        for classes in (2, 4):
+            words = "set has 3 classes (a, b, c): set data.classes=3, not "
+            refused(self.source(root, classes=classes), f"{words}{classes}")
+        assert self.source(root, classes=0).split("train").fields == ("image",)
+        write(root, {"manifest.json": manifest | {"classes": {"names": ["0", "1", "2"]}}})
+        assert both(self.source(root, classes=4)) == self.EXPECTED  # labels that are numbers may be of more
+        write(root, {"manifest.json": manifest})
         (root / "other.array_record").write_bytes(files[0].read_bytes())
         refused(self.source(root), "does not name other.array_record")
         (root / "other.array_record").unlink()

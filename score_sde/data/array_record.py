@@ -16,6 +16,7 @@ import numpy as np
 from score_sde.data import image_records
 from score_sde.data.decoding import CHANNELS, DamagedImage, Pixels, as_channels, to_square
 from score_sde.data.examples import FEATURES, Deserialised, examples
+from score_sde.data.folder import check_names
 from score_sde.data.image_records import MANIFEST, UNDERWAY, Manifest
 from score_sde.data.listing import held_out, some
 from score_sde.data.on_demand import OnDemand, held_if_small, sampled
@@ -96,6 +97,9 @@ class ArrayRecord(SquareImages):
         told = sum(shards[path.name].records for path in paths)
         if told != count:
             raise UserError(f"data: {folder / MANIFEST} tells of {told} records; the shards hold {count}")
+        numbers = [str(label) for label in range(len(manifest.classes or []))]
+        if self.classes and manifest.classes and manifest.classes != numbers:  # numbers may be of more classes
+            check_names(manifest.classes, self.classes, f"data: {folder}")
         if self.size > manifest.resolution:
             raise UserError(f"data: {folder} holds images of {manifest.resolution} pixels, fewer than {self.size}")
         return digest(*(shards[path.name].sha256 for path in paths))

@@ -111,14 +111,20 @@ def checked(
     labels: Int[np.ndarray, "items"], names: list[str] | None, items: list, classes: int, title: str
 ) -> Int[np.ndarray, "items"]:
     """The labels. names: of the classes, where they have names. Raises UserError where they are not of `classes`."""
-    if names is not None and len(names) != classes:
-        listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-        raise UserError(f"{title} has {len(names)} classes ({listed}): set data.classes={len(names)}, not {classes}")
+    if names is not None:
+        check_names(names, classes, title)
     wrong = int(np.argmax(labels))
     if labels[wrong] >= classes:
         there = f"data.classes={classes} has 0 to {classes - 1}"
         raise UserError(f"{title}: {items[wrong].name} has the label {labels[wrong]}; {there}")
     return labels
+
+
+def check_names(names: list[str], classes: int, title: str) -> None:
+    """Raises UserError unless these are the names of `classes`."""
+    if len(names) != classes:
+        listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+        raise UserError(f"{title} has {len(names)} classes ({listed}): set data.classes={len(names)}, not {classes}")
 
 
 def read_folder(
