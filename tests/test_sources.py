@@ -358,11 +358,15 @@ class TestWAV:
         for name in "ab":
             wav(tmp_path / f"{name}.wav", stored, width=width)
         got = whole(self.source(tmp_path).split("train"), "image")[0].astype(np.float64)
-        if width == 1:
-            np.testing.assert_array_equal(got / 65535, stored / 255)
-        else:
-            exact = (stored / levels + 0.5) * 65536
-            assert np.abs(got - np.minimum(exact, 65535)).max() <= 0.5
+        exact = (stored / levels + (0 if width == 1 else 0.5)) * 65536
+        assert np.abs(got - np.minimum(exact, 65535)).max() <= (0 if width <= 2 else 0.5)
+
+    @pytest.mark.parametrize("width", [1, 2, 3, 4])
+    def test_silence_is_the_same_level_whatever_the_bits(self, width, tmp_path):
+        """Stored, and where a file is shorter than a segment."""
+        for name in "ab":
+            wav(tmp_path / f"{name}.wav", np.full((60, 1), 128 if width == 1 else 0), width=width)
+        assert (whole(self.source(tmp_path).split("train"), "image") == 2**15).all()
 
     @pytest.mark.parametrize(
         "told",

@@ -2,8 +2,8 @@
 
 Each file is cut into segments of `length` samples, which are the records: one after another from its beginning, and the
 last one aligned to its end, so that nothing is left out. A shorter file is followed by silence. Linear PCM of 8, 16, 24
-and 32 bits is read; it becomes 65,536 levels, of more bits by rounding. Labels, and which files are for testing,
-`listing` says; segments of one file are in one part.
+and 32 bits is read; it becomes 65,536 levels: v of 8 bits 256 v, of more than 16 bits by rounding. Labels, and which
+files are for testing, `listing` says; segments of one file are in one part.
 """
 
 import dataclasses
@@ -189,8 +189,8 @@ def _read(path: Path, start: int, length: int) -> Sound:
 
 def to_levels(content: bytes, width: int) -> UInt16[np.ndarray, "values"]:
     """PCM of `width` bytes a value as 65,536 levels, 32,768 for silence."""
-    if width == 1:  # without a sign
-        return np.frombuffer(content, np.uint8).astype(np.uint16) * np.uint16(257)
+    if width == 1:  # without a sign, 128 for silence
+        return np.frombuffer(content, np.uint8).astype(np.uint16) * np.uint16(256)
     rows = np.frombuffer(content, np.uint8).reshape(-1, width)
     padded = np.zeros((len(rows), 4), np.uint8)
     padded[:, 4 - width :] = rows  # the upper bytes of 32 bits
