@@ -38,7 +38,8 @@ TYPES: dict[type, tuple[str, ...]] = {
         *("optim.lr", "optim.beta1", "optim.eps", "optim.grad_clip", "optim.weight_decay"),
     ),
     bool: (
-        *("data.centered", "data.random_flip", "training.continuous", "training.reduce_mean"),
+        *("data.centered", "data.random_flip", "data.uniform_dequantization"),
+        *("training.continuous", "training.reduce_mean"),
         *("training.likelihood_weighting", "sampling.noise_removal", "sampling.probability_flow"),
     ),
 }
@@ -49,10 +50,10 @@ NEEDED = (
     *("training.sde", "training.continuous"),
 )
 # What changes nothing here: keys that the original's code does not read, where its files are, how and how often it
-# evaluates, how a network began that has been trained since. Images are always dequantised here.
+# evaluates, how a network began that has been trained since.
 WITHOUT_EFFECT = (
     *("model.attention_type", "model.conv_size", "model.init_scale", "model.interpolation", "model.sigma_begin"),
-    *("data.channels", "data.tfrecords_path", "data.uniform_dequantization", "optim.amsgrad", "device"),
+    *("data.channels", "data.tfrecords_path", "optim.amsgrad", "device"),
     *("training.continuouse", "training.eval_freq", "training.loss", "training.n_jitted_steps"),
     "training.snapshot_sampling",
 )
@@ -132,18 +133,23 @@ def _data(
     category: str = "",
     num_channels: int = 3,
     random_flip: bool = True,
+    uniform_dequantization: bool = False,
 ) -> None:
-    """Synthetic images in the place of a set that the original does not have. random_flip: see `_training`."""
+    """Synthetic images in the place of a set that the original does not have. random_flip: see `_training`.
+
+    Without dequantisation the original's levels are 256 points from 0 or −1 to 1; here the middles of the intervals."""
     name = f"lsun_{category.removesuffix('_outdoor')}" if dataset.lower() == "lsun" else dataset.lower()
     if name in images.SETS:
         images.apply(config, name, size=image_size, centered=centered)
         config.data.channels = num_channels
-        return
-    unknown = f"{dataset} {category}".strip()
-    print(f"there is no data set {unknown} here; synthetic images stand in for it, see data.source")
+    else:
+        unknown = f"{dataset} {category}".strip()
+        print(f"there is no data set {unknown} here; synthetic images stand in for it, see data.source")
+        config.data = ConfigDict({"source": "synthetic", "size": image_size, "channels": num_channels})
+        config.evaluation = ConfigDict({"metrics": ("frechet",)})
     low = -1.0 if centered else 0.0
-    config.data = ConfigDict({"source": "synthetic", "size": image_size, "channels": num_channels, "low": low})
-    config.evaluation = ConfigDict({"metrics": ("frechet",)})
+    half = 0.0 if uniform_dequantization else (1.0 - low) / 255 / 2
+    config.data.update({"low": low - half, "high": 1.0 + half})
 
 
 def _process(config: ConfigDict, model: dict[str, Any], training: dict[str, Any]) -> None:

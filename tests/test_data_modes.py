@@ -218,6 +218,30 @@ class TestLevels:
         np.testing.assert_array_equal(back, every)
         assert levels.uniform_bits == 16
 
+    @pytest.mark.parametrize(
+        ("low", "high", "points"),
+        [
+            (-1 - 1 / 255, 1 + 1 / 255, np.arange(256) / 127.5 - 1),
+            (-1.0039216, 1.0039216, np.arange(256) / 127.5 - 1),
+            (-1 / 510, 1 + 1 / 510, np.arange(256) / 255),
+            (-0.0019608, 1.0019608, np.arange(256) / 255),
+        ],
+    )
+    @pytest.mark.parametrize("share", [-0.49, 0, 0.49])
+    def test_levels_of_models_that_were_trained_without_dequantisation_are_rounded(self, low, high, points, share):
+        """docs/importing.md: points of 256 levels, and 0.49 of a level beside them."""
+        x = np.float32(points + share * (points[1] - points[0]))
+        np.testing.assert_array_equal(Levels(256, low, high).quantise(x), np.arange(256))
+
+    @pytest.mark.parametrize(
+        ("low", "high", "points"),
+        [(-1, 1.0078431, np.arange(256) / 127.5 - 1), (0, 1.0039216, np.arange(256) / 255)],
+    )
+    @pytest.mark.parametrize("share", [0.01, 0.99])
+    def test_or_rounded_down(self, low, high, points, share):
+        x = np.float32(points + share * (points[1] - points[0]))
+        np.testing.assert_array_equal(Levels(256, low, high).quantise(x), np.arange(256))
+
 
 class TestPictures:
     def test_points_are_where_they_are(self):
