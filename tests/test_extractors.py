@@ -262,6 +262,8 @@ def test_only_the_published_weights_make_a_fid(weights, mesh, monkeypatch, capsy
     extractor = build()
     assert (extractor.is_fid, extractor.title("frechet")) == (True, "FID")
     assert capsys.readouterr().out == ""
+    lanczos = EXTRACTORS["inception"](file=str(weights), resampling="lanczos").build((8, 8, 1), 17, mesh)
+    assert not lanczos.is_fid  # which neither clean-fid nor the original takes
 
 
 # --- classifiers that are trained here ------------------------------------------------------------------------------

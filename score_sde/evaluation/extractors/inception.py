@@ -30,13 +30,15 @@ SIDE = 299
 KNOWN = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 ADDRESS = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 CENTRE, SCALE = 128.0, 128.0
+OF_FID = ("bicubic", "tensorflow1")  # clean-fid's resampling, and the original's
 NETWORK = FeatureNetwork(InceptionV3(), (SIDE, SIDE, 3))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inception:
     """file: of the weights. resampling: to 299×299; "bicubic" is clean-fid's, "tensorflow1" that of the original FID,
-    with which most published numbers and statistics are made. batch_size: images computed together."""
+    with which most published numbers and statistics are made; with another one no distance is called FID. batch_size:
+    images computed together."""
 
     CLASSES: ClassVar[int] = CLASSES
     DIM: ClassVar[int] = FEATURES
@@ -84,7 +86,7 @@ class Inception:
             classes=CLASSES,
             batch_size=size,
             compute=OverBatches(network=NETWORK, params=params, prepare=prepare, mesh=mesh, batch_size=size),
-            is_fid=digest == KNOWN,
+            is_fid=digest == KNOWN and self.resampling in OF_FID,
         )
 
 
