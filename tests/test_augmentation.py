@@ -12,6 +12,7 @@ from score_sde import rng
 from score_sde.data import augmentation
 from score_sde.data.augmentation import FEATURES, SYM6, Transform
 from score_sde.errors import UserError
+from score_sde.experiment import agreement
 from tests import program, recorded
 
 SAMPLES = 20_000
@@ -159,4 +160,4 @@ class TestTraining:
 
         points = SimpleNamespace(shape=(2,), classes=0)
         with pytest.raises(UserError, match=r"training: augment=0.12 is for images, not for samples of shape \(2,\)"):
-            dataclasses.replace(experiment, source=points).check()
+            agreement.check(dataclasses.replace(experiment, source=points))

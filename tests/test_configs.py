@@ -11,6 +11,7 @@ import pytest
 from configs import score_sde_pytorch as translation
 from score_sde import build
 from score_sde.errors import UserError
+from score_sde.experiment import agreement
 from score_sde.models import NETWORKS, Network
 from score_sde.pretrained import score_sde_pytorch
 from tests import program, sources
@@ -94,7 +95,7 @@ def _values(file, argument):
 @each(ALL)
 def test_builds_at_full_size(file, argument, tmp_path):
     experiment = build.build(_values(file, argument), {}, tmp_path / "run", "")
-    experiment.check()
+    agreement.check(experiment)
     state = jax.eval_shape(experiment.init_state)
     assert all(leaf.size for leaf in jax.tree.leaves(state.params))
     assert experiment.network.size() == sum(leaf.size for leaf in jax.tree.leaves(state.params["network"]))

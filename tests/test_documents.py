@@ -64,7 +64,8 @@ def test_commands_are_understood(command, tmp_path, monkeypatch):
         return
     if flags.mode == "plan":  # for devices that are not here, and with a compiler that need not be
         overrides = {key: value for key, value in overrides.items() if not key.startswith("mesh.")}
-    build.build(build.load_config(flags.config), overrides, tmp_path, command)
+    experiment = build.build(build.load_config(flags.config), overrides, tmp_path, command)
+    assert experiment.network.shape == experiment.sde.state_shape(experiment.source.shape)  # which it refuses otherwise
 
 
 def test_own_data_in_five_lines(tmp_path, monkeypatch):

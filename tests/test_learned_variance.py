@@ -14,7 +14,7 @@ import pytest
 from score_sde import build, rng
 from score_sde.denoiser import Denoiser
 from score_sde.errors import UserError
-from score_sde.experiment import compare
+from score_sde.experiment import agreement, compare
 from score_sde.losses import OBJECTIVES, WEIGHTINGS
 from score_sde.losses.learned_variance import step_bits
 from score_sde.samplers import SOLVERS, Sampler, run
@@ -329,12 +329,12 @@ REFUSED = {
 def test_what_does_not_go_together_is_named(case, tmp_path):
     overrides, message = REFUSED[case]
     with pytest.raises(UserError, match=message):
-        adm(tmp_path, **overrides).check()
+        agreement.check(adm(tmp_path, **overrides))
 
 
 def test_what_is_not_trained_may_be_there(tmp_path):
-    adm(tmp_path).check()
-    adm(tmp_path, **{"objective.name": "denoising"}).check()
+    agreement.check(adm(tmp_path))
+    agreement.check(adm(tmp_path, **{"objective.name": "denoising"}))
 
 
 def test_an_oracle_has_no_learned_variance(tmp_path):

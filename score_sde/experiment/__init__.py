@@ -7,8 +7,8 @@ import jax
 
 from score_sde.distributed.processes import together
 from score_sde.errors import UserError
-from score_sde.experiment import all as all_modes
 from score_sde.experiment import (
+    agreement,
     compare,
     evaluate,
     exporting,
@@ -22,6 +22,7 @@ from score_sde.experiment import (
     train_classifier,
     verify,
 )
+from score_sde.experiment import all as all_modes
 from score_sde.experiment.base import Experiment
 from score_sde.training.interrupt import StopRequest
 
@@ -75,7 +76,7 @@ def run(name: str, experiment: Experiment, stop: StopRequest, options: Any = Non
         if mode.needs_model(experiment):
             if experiment.home is None or not _check_workdir(experiment, mode.needs_checkpoint(experiment)):
                 jax.eval_shape(experiment.init_state)  # what the network refuses, before the workdir is made
-            experiment.check()  # last, since it computes a few numbers on the device
+            agreement.check(experiment)  # last, since it computes a few numbers on the device
         elif experiment.home is not None:
             experiment.workdir.check(experiment.config, needs_checkpoint=False)
     if experiment.home is not None:

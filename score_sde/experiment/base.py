@@ -17,22 +17,22 @@ from jaxtyping import Array, Int, Integer
 
 from score_sde import rng
 from score_sde.checkpoint import Checkpoints
-from score_sde.data import InWorkers, Levels, Prefetched, Records, Source, augmentation, iterate, whole
-from score_sde.denoiser import TIMES_ALONE, Model, Parameterisation, check_levels
+from score_sde.data import InWorkers, Levels, Prefetched, Records, Source, iterate, whole
+from score_sde.denoiser import Model, Parameterisation, check_levels
 from score_sde.distributed.mesh import own_rows, put_batch
 from score_sde.distributed.sharding import Layout
-from score_sde.errors import Checks, UserError
+from score_sde.errors import UserError
 from score_sde.evaluation.extractors import Settings as ExtractorSettings
 from score_sde.evaluation.metrics import Settings as MetricSettings
 from score_sde.experiment import pictures
 from score_sde.experiment.pictures import Picture
 from score_sde.experiment.settings import Compare, Evaluation, Likelihood, Planning, Sampling
 from score_sde.experiment.workdir import Workdir, fixed
-from score_sde.losses import Bound, Denoising, Objective, Sliced, Times, Weighting
+from score_sde.losses import Objective, Times, Weighting
 from score_sde.models import Classifier, Network
 from score_sde.models.functional import Settings as Architecture
 from score_sde.samplers import Sampler
-from score_sde.sde import SDE, Process, check_kind
+from score_sde.sde import Process
 from score_sde.training.classifier import ClassifierPlan
 from score_sde.training.duration import Duration
 from score_sde.training.ema import Exponential, Power, Profile
@@ -43,8 +43,6 @@ from score_sde.training.state import TrainState
 from score_sde.training.step import NO_LABEL
 from score_sde.typing import Condition, Params
 from score_sde.writers import say
-
-LEARN_VARIANCE = "set model.learned_variance to True (adm, dit, video_dit)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +107,7 @@ class Experiment:
     @property
     def conditional(self) -> bool:
         """Whether the network takes labels."""
-        return self.network.settings.classes > 0
+        return self.architecture.classes > 0
 
     def condition(self, label: Int[Array, "batch"]) -> Condition:
         """What the network is told of samples with these labels, `NO_LABEL` for none; None where it takes none."""
@@ -143,118 +141,6 @@ class Experiment:
     def learning_rate(self) -> Any:
         """The learning rate by step."""
         return self.optimiser.rate(self.steps(self.optimiser.warmup), self.steps(self.optimiser.decay))
-
-    def check(self) -> None:
-        """Raises UserError where what is chosen does not go together, or not in float32; names every problem."""
-        sampling = self.sampling_sde
-        parts: list[tuple[str, Callable[[], object]]] = [
-            ("sde", self.sde.check_float32),
-            ("sampling_sde", self._check_sampling),
-            ("parameterisation", lambda: self.parameterisation.check(self.sde)),
-            ("objective", lambda: self.objective.check(self.sde)),
-            ("objective", self._check_objective),
-            ("objective", self._check_variance),
-            ("weighting", lambda: self.weighting.check(self.sde)),
-            ("times", lambda: self.times.distribution.check(self.sde)),
-            ("model", self._check_labels),
-            ("optimiser", self._check_optimiser),
-            ("training", self._check_augmentation),
-            ("sampling", lambda: self.sampling.label.check(self.network.settings.classes)),
-            ("evaluation", self._check_average),
-        ]
-        for name, sampler in self.samplers.items():
-            parts.append((f"samplers.{name}", functools.partial(sampler.check_process, sampling)))
-            parts.append((f"samplers.{name}", functools.partial(self.check_network, sampler)))
-        problems = []
-        for section, check in parts:
-            try:
-                check()
-            except UserError as error:
-                problems.append(f"{section}: {error}")
-        if problems:
-            raise UserError("config: " + "; ".join(dict.fromkeys(problems)))
-
-    def check_network(self, sampler: Sampler) -> None:
-        """Raises UserError where the sampler asks more of the network than it says."""
-        if sampler.solver.learned_variance and not self.network.settings.learns_step_variance:
-            raise UserError(f"needs a network that learns the variances of steps: {LEARN_VARIANCE}; or use 'ancestral'")
-
-    def _check_variance(self) -> None:
-        learns = self.network.settings.learns_step_variance
-        with Checks() as check:
-            affine = not learns or isinstance(self.sde, SDE)
-            check.that(affine, f"model.learned_variance is for {SDE.kind}, not {self.sde.kind}: set it to False")
-            if self.objective.learned_variance:
-                needs = "'learned_variance' needs a network that learns the variances of steps"
-                check.that(learns, f"{needs}: {LEARN_VARIANCE}")
-                times = self.config["times"]["name"]
-                check.that(times == "steps", f"'learned_variance' needs times.name 'steps', not {times!r}")
-
-    def _check_sampling(self) -> None:
-        if self.sampling.task != "generate":
-            check_kind(f"sampling.task={self.sampling.task!r}", self.sde, SDE, "use 'generate'")
-        if self.sampling_sde != self.sde:
-            self.sampling_sde.check_float32()
-            check_levels(self.sampling_sde, self.sde)
-
-    def _check_objective(self) -> None:
-        bound = isinstance(self.objective, Bound)
-        with Checks() as check:
-            weighting = self.config["weighting"]["name"]
-            own = not bound or weighting == "vlb"
-            check.that(own, f"'bound' is weighted by itself: set weighting.name to 'vlb', not {weighting!r}")
-            variance = self.network.settings.learns_log_variance
-            used = not variance or isinstance(self.objective, Denoising)
-            check.that(
-                used, "the network's learned uncertainty is for 'denoising': set model.uncertainty_features to 0"
-            )
-            sliced = isinstance(self.objective, Sliced)
-            of_noise = not sliced or self.weighting.of == "epsilon"
-            check.that(of_noise, f"'sliced' needs a weighting of the noise's error, as 'sigma2' is, not {weighting!r}")
-            if self.sde.learned:
-                times = self.config["times"]["name"]
-                check.that(bound, "a learned process is trained on the bound: set objective.name to 'bound'")
-                check.that(times == "uniform", f"a learned process needs times.name 'uniform', not {times!r}")
-                condition = self.parameterisation.noise_condition
-                of_level = condition not in TIMES_ALONE
-                check.that(
-                    of_level,
-                    "a learned process needs a parameterisation.noise_condition that is a function of its noise level, "
-                    f"such as 'log_snr', not {condition!r}",
-                )
-
-    def _check_labels(self) -> None:
-        classes, labels = self.network.settings.classes, self.source.classes
-        with Checks() as check:
-            fits = classes in (0, labels)
-            check.that(fits, f"classes must be 0 or the {labels} of the data, not {classes}")
-            drop = self.training.label_drop
-            check.that(not drop or classes > 0, f"training.label_drop={drop} needs a network with classes")
-
-    def _check_optimiser(self) -> None:
-        name = self.optimiser.name
-        if name == "schedule_free" and self.network.settings.projects:
-            raise UserError(f"{name!r} averages parameters that this network moves after each update; use another")
-
-    def _check_augmentation(self) -> None:
-        p, told, shape = self.training.augment, self.network.settings.augment_features, self.source.shape
-        with Checks() as check:
-            check.that(not p or len(shape) == 3, f"augment={p} is for images, not for samples of shape {shape}")
-            mirrors = not self.training.flip or len(shape) >= 3
-            check.that(mirrors, f"flip exchanges left and right of images, not of samples of shape {shape}")
-            crop = self.training.crop
-            crops = crop == 0 or (len(shape) == 3 and 0 < crop < min(shape[:2]))
-            check.that(crops, f"crop must be 0, or for images less than their sides, not {crop} for shape {shape}")
-            needed = augmentation.FEATURES
-            takes = not p or told == needed
-            check.that(
-                takes, f"augment={p} is told to the network: it needs model.augment_features={needed}, not {told}"
-            )
-
-    def _check_average(self) -> None:
-        count, where = len(self.profiles()), "training.ema_half_lives and ema_lengths"
-        if self.evaluation.ema >= count:
-            raise UserError(f"ema={self.evaluation.ema} is none of the {count} averages in {where}")
 
     def init_state(self) -> TrainState:
         """The training state at step 0. Traceable."""

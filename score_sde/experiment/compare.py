@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 
 from score_sde.errors import RunFailed, UserError
+from score_sde.experiment import agreement
 from score_sde.experiment.base import Experiment
 from score_sde.experiment.comparison import problem, report
 from score_sde.experiment.comparison.bench import Bench, Result
@@ -44,7 +45,7 @@ def check(experiment: Experiment) -> None:
 
 def _check_denoiser(experiment: Experiment, sampler: Sampler) -> None:
     if not experiment.compare.oracle:
-        experiment.check_network(sampler)
+        agreement.check_network(experiment, sampler)
     elif sampler.solver.learned_variance:
         raise UserError("an oracle has no learned variances; use 'ancestral', or a checkpoint")
 

@@ -160,7 +160,7 @@ def program(experiment: Experiment, sampler: Sampler) -> Callable[[Params, Plan,
 
     def sample(params: Params, plan: Plan, index: jax.Array) -> dict[str, jax.Array]:
         keys = rng.for_samples(rng.stream(experiment.sampling.seed, "sampling"), index)
-        label = experiment.sampling.label.of_samples(index, experiment.network.settings.classes)
+        label = experiment.sampling.label.of_samples(index, experiment.architecture.classes)
         denoiser, condition = experiment.sampling_denoiser(params), experiment.condition(label)
         result = sampler(denoiser, plan, keys, experiment.source.shape, condition)
         return {

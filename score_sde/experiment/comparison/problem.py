@@ -158,7 +158,7 @@ def of_checkpoint(experiment: Experiment, step: int, params: Any) -> Problem:
         shape=experiment.source.shape,
         params=params,
         denoiser=experiment.sampling_denoiser,
-        condition=lambda index: experiment.condition(label.of_samples(index, experiment.network.settings.classes)),
+        condition=lambda index: experiment.condition(label.of_samples(index, experiment.architecture.classes)),
         measures=measures,
         baseline="real test data",
         data=np.asarray(levels.place(jnp.asarray(images), 0.5 * jnp.ones(images.shape, jnp.float32))),
